@@ -1,0 +1,138 @@
+"""The backends: one module each, looked up by name here and imported only when asked for.
+
+A backend is a module that satisfies :class:`Backend`; its runtime half, which production
+services import, is a second module that satisfies :class:`Runtime` and reads no ONNX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from trtbuild.engine import Value
+from trtbuild.errors import MissingBackendError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from trtbuild.backends.scheme import Scheme
+    from trtbuild.engine import (
+        BuildRecord,
+        Fingerprint,
+        Precision,
+        Setting,
+        ShapeRange,
+        Target,
+        TensorSpec,
+    )
+    from trtbuild.graph import Graph
+
+
+class Availability(Value, frozen=True):
+    """A target, and whether this machine can build and run it; a reason where it cannot.
+
+    ``cannot_build`` and ``cannot_run`` are empty where it can; otherwise they say why not and
+    what would make it possible.
+    """
+
+    target: Target
+    cannot_build: str = ""
+    cannot_run: str = ""
+
+
+class Session(Protocol):
+    """A loaded engine or graph that computes outputs from inputs; safe to share by threads."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that :meth:`run` expects."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs that :meth:`run` returns, in the engine's order."""
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs by name, in the engine's order, for arrays by input name."""
+
+
+class Backend(Protocol):
+    """What a build module offers; every name is a plain function or constant of the module."""
+
+    OPTIONS: Mapping[str, Setting]
+    """The builder settings it honors, with their defaults."""
+
+    SCHEME: Scheme
+    """How it wants Q/DQ."""
+
+    def targets(self, archs: tuple[str, ...]) -> tuple[Availability, ...]:
+        """Return one entry per architecture named, or per one it offers here if none is."""
+
+    def fingerprint(self, target: Target) -> Fingerprint:
+        """Return what of the installed library changes the bytes of an engine."""
+
+    def preflight(self, graph: Graph, target: Target, precision: Precision) -> None:
+        """Refuse, before any build, what the library would get wrong or die of."""
+
+    def build(
+        self,
+        graph: Graph,
+        profiles: tuple[tuple[ShapeRange, ...], ...],
+        settings: Mapping[str, Setting],
+        target: Target,
+        out: Path,
+    ) -> BuildRecord:
+        """Write the engine of ``graph`` to ``out``; always called in a child process."""
+
+
+class Runtime(Protocol):
+    """What a runtime module offers."""
+
+    def cannot_run(self, target: Target) -> str:
+        """Return why an engine for ``target`` cannot run here, or an empty string."""
+
+    def open_session(self, engine: bytes, target: Target) -> Session:
+        """Return a session of an engine whose bytes were verified by the caller."""
+
+
+_MODULES = {
+    "onnxruntime": ("trtbuild.backends.onnxruntime", "trtbuild.backends.ort_session"),
+    "tensorrt-rtx": ("trtbuild.backends.tensorrt_rtx", "trtbuild.backends.trt_session"),
+}
+
+_EXTRAS = {"onnxruntime": "trtbuild", "tensorrt-rtx": "trtbuild[rtx]"}
+
+NAMES = tuple(_MODULES)
+
+
+def backend(name: str) -> Backend:
+    """Import and return the build module of the backend ``name``.
+
+    Raises:
+        UsageError: no backend has this name.
+        MissingBackendError: its library is not installed; the message has the install line.
+    """
+    return cast("Backend", _load(name, 0))
+
+
+def runtime(name: str) -> Runtime:
+    """Import and return the runtime module of ``name``; raises as :func:`backend`."""
+    return cast("Runtime", _load(name, 1))
+
+
+def _load(name: str, index: int) -> object:
+    if name not in _MODULES:
+        message = f"no backend is called {name!r}: expected one of {', '.join(NAMES)}"
+        raise UsageError(message)
+    try:
+        return importlib.import_module(_MODULES[name][index])
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("trtbuild"):
+            raise
+        message = (
+            f"backend {name!r} needs the Python package {error.name!r}, not installed here: "
+            f"pip install '{_EXTRAS[name]}'"
+        )
+        raise MissingBackendError(message) from error

@@ -1,0 +1,28 @@
+"""How a backend wants a quantized graph to look; read by quantization, set by each backend."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trtbuild.engine import Value
+
+
+class Scheme(Value, frozen=True):
+    """The Q/DQ form that a backend's kernels fuse.
+
+    ``name`` goes into the network key through this value's digest. ``activation`` is ``int8``
+    (symmetric, zero point 0) or ``uint8`` (asymmetric). ``requantize_outputs`` asks for a Q/DQ
+    pair behind each quantized operator too, so that its output leaves it in 8 bits.
+    ``bias`` is ``float`` (left alone) or ``int32`` (a DequantizeLinear of an INT32 constant).
+    ``compute`` are the operators with weights that are quantized, ``carriers`` those that hand
+    8-bit values through and are quantized when they stand between quantized operators.
+    ``weight_bits`` is 8, or 7 where 8-bit products would saturate (x86 without VNNI).
+    """
+
+    name: str
+    activation: Literal["int8", "uint8"]
+    requantize_outputs: bool
+    bias: Literal["float", "int32"]
+    compute: tuple[str, ...]
+    carriers: tuple[str, ...]
+    weight_bits: Literal[7, 8] = 8

@@ -1,0 +1,177 @@
+"""What an engine is: its target, the key that names it, the manifest that describes it.
+
+Values only. Nothing here reads a file, and nothing heavier than msgspec is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from trtbuild.canonical import digest
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""Precisions that this version builds; the recipe refuses fp8, int4 and nvfp4 by name."""
+
+KEY_SCHEMA = 1
+"""Bumped by hand when the meaning of a field of :class:`EngineKey` changes."""
+
+Setting = int | bool | str
+"""The value of one builder setting; never a float, so that its JSON is canonical."""
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all values: immutable, keyword-only, strict about unknown fields."""
+
+
+class TensorSpec(Value, frozen=True):
+    """Name, element type and shape of one input or output.
+
+    ``shape`` is outermost axis first; a dynamic axis is its name (``"batch"``), or ``"?"``.
+    ``dtype`` is a NumPy name (``float32``, ``int64``, ``float16``, ``bool``) or ``bfloat16``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class ShapeRange(Value, frozen=True):
+    """The shapes of one input in one optimization profile, outermost axis first."""
+
+    input: str
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse ranks that differ, sizes below 1, and shapes out of order."""
+        if not len(self.min) == len(self.opt) == len(self.max):
+            message = f"profile of {self.input!r}: min, opt and max must have one rank"
+            raise ValueError(message)
+        in_order = all(
+            1 <= lo <= mid <= hi
+            for lo, mid, hi in zip(self.min, self.opt, self.max, strict=True)
+        )
+        if not in_order:
+            message = (
+                f"profile of {self.input!r}: expected 1 <= min <= opt <= max on every axis, "
+                f"got min {list(self.min)}, opt {list(self.opt)}, max {list(self.max)}"
+            )
+            raise ValueError(message)
+
+
+class Target(Value, frozen=True):
+    """What an engine is built for.
+
+    ``backend`` is ``onnxruntime`` or ``tensorrt-rtx``; ``arch`` is ``sm_89`` for a GPU or
+    ``x86_64-avx512_vnni`` for a processor; ``os`` is ``linux-x86_64``.
+    """
+
+    backend: str
+    arch: str
+    os: str
+
+    def __str__(self) -> str:
+        """Return the spelling that recipes use, ``tensorrt-rtx:sm_89``."""
+        return f"{self.backend}:{self.arch}"
+
+
+class Fingerprint(Value, frozen=True):
+    """The installed library that makes the bytes: full version, digest of its files."""
+
+    backend: str
+    version: str
+    build: str
+
+
+class EngineKey(Value, frozen=True):
+    """Everything that changes the bytes of an engine; the key is the digest of all of it.
+
+    ``profiles`` is ordered, since a profile's index is visible to callers. ``settings`` holds
+    every effective builder setting, sorted by name, defaults included.
+    """
+
+    network_sha256: str
+    profiles: tuple[tuple[ShapeRange, ...], ...]
+    settings: tuple[tuple[str, Setting], ...]
+    target: Target
+    fingerprint: Fingerprint
+    key_schema: int = KEY_SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """Hash of every field, so that a new field changes the key by itself."""
+        return digest("engine-key/v1", self)
+
+
+class Layer(Value, frozen=True):
+    """One layer of a built engine.
+
+    ``kind`` is the backend's own word (``correlation``, ``QLinearConv``). ``precision`` is the
+    type that the layer computes in (``int8``, ``fp16``, ``bf16``, ``fp32``, ``int64`` ...).
+    ``compute`` is true for convolutions, matrix products and what fused into them. ``nodes``
+    are the ONNX nodes of the network that the layer covers, the compute node first.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    compute: bool
+    nodes: tuple[str, ...]
+
+
+class Layers(Value, frozen=True):
+    """What a backend tells of the engine that it built."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def precision_achieved(self) -> dict[str, int]:
+        """Number of compute layers by the precision that they compute in, sorted by name."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            if layer.compute:
+                counts[layer.precision] = counts.get(layer.precision, 0) + 1
+        return dict(sorted(counts.items()))
+
+    @property
+    def fused(self) -> int:
+        """Number of layers that cover more than one ONNX node."""
+        return sum(1 for layer in self.layers if len(layer.nodes) > 1)
+
+
+class BuildRecord(Value, frozen=True):
+    """What a build returns beside the engine's bytes: layers, warnings, costs.
+
+    ``peak_rss_bytes`` is the high-water mark of the child that built; ``warnings`` are the
+    backend's own lines that a reader should see, each once.
+    """
+
+    layers: Layers
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    peak_rss_bytes: int
+
+
+class Manifest(Value, frozen=True):
+    """Everything known of an engine when it was built; its record names it."""
+
+    key: str
+    preimage: EngineKey
+    sha256: str
+    bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: Layers
+    precision_requested: str
+    int8_mac_share: float
+    warnings: tuple[str, ...]
+    build_seconds: float
+    peak_rss_bytes: int
+    created: str
+    trtbuild_version: str
+    schema: int = 1

@@ -1,0 +1,224 @@
+"""The recipe: what a user asks for, read strictly from ``engines/NAME.toml`` or made from a call.
+
+Everything that can be wrong with a recipe is said here, before any work, with file, table and
+key. Behind :func:`load_recipe` nobody checks again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from trtbuild.engine import Precision, Setting, ShapeRange, Value
+from trtbuild.errors import RecipeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+
+UNSUPPORTED_PRECISIONS = ("tf32", "fp8", "int4", "nvfp4", "best")
+"""Words of the design that this version refuses by name instead of as a typing mistake."""
+
+
+class Source(Value, frozen=True):
+    """The ``[source]`` table: exactly one framework, and where its model is.
+
+    ``torch`` is ``file.py:factory`` or ``package.module:factory``; ``pt2`` and ``onnx`` are files.
+    """
+
+    onnx: str | None = None
+    torch: str | None = None
+    pt2: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none, or more than one."""
+        given = [name for name in ("onnx", "torch", "pt2") if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = ", ".join(given) or "nothing"
+            message = f"expected exactly one of onnx, torch, pt2, got {named}"
+            raise ValueError(message)
+
+    @property
+    def framework(self) -> str:
+        """The name of the field that is set."""
+        return "onnx" if self.onnx else "torch" if self.torch else "pt2"
+
+    @property
+    def location(self) -> str:
+        """The value of the field that is set."""
+        return self.onnx or self.torch or self.pt2 or ""
+
+
+class Quantization(Value, frozen=True):
+    """The ``[quantization]`` table.
+
+    ``provider`` is a provider's file, an ``.npz`` file or a folder of ``.npy`` files;
+    ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names (shell
+    patterns) that stay in floating point.
+    """
+
+    precision: Precision = "fp32"
+    provider: str | None = None
+    evaluation: str | None = None
+    method: Method = "auto"
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse INT8 without data."""
+        if self.precision == "int8" and self.provider is None:
+            message = (
+                "precision int8 needs calibration data: name a provider, an .npz file or a folder "
+                "(random data is never used silently)"
+            )
+            raise ValueError(message)
+
+
+class Profile(Value, frozen=True):
+    """The shapes of one input, outermost axis first; ``opt`` is what tactics are timed for."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+class Build(Value, frozen=True):
+    """The ``[build]`` table.
+
+    ``targets`` are ``backend`` or ``backend:arch``. ``options`` are builder settings by name;
+    a backend that does not honor one is an error. Limits on the child process that builds do
+    not count as settings: they never change the bytes.
+    """
+
+    targets: tuple[str, ...] = ()
+    profiles: dict[str, Profile] = {}
+    options: dict[str, Setting] = {}
+
+    def shape_ranges(self) -> tuple[ShapeRange, ...]:
+        """Return the one optimization profile of this recipe, inputs in the recipe's order."""
+        return tuple(
+            ShapeRange(input=name, min=profile.min, opt=profile.opt, max=profile.max)
+            for name, profile in self.profiles.items()
+        )
+
+    def __post_init__(self) -> None:
+        """Refuse profiles that are out of order."""
+        self.shape_ranges()
+
+
+class Limits(Value, frozen=True):
+    """The ``[limits]`` table: bounds on the child process of one build, never part of a key."""
+
+    build_seconds: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    build_memory_mib: Annotated[int, msgspec.Meta(ge=64)] | None = None
+
+
+class Gates(Value, frozen=True):
+    """The ``[gates]`` table.
+
+    ``max_drop`` bounds the drop of the provider's metric against the framework (absolute, in
+    the metric's own unit). ``min_speedup`` is over the same engine without quantization, in
+    the same run.
+    """
+
+    max_drop: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    min_speedup: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class Recipe(Value, frozen=True):
+    """One engine, for one or more targets. ``folder`` is what relative paths start from."""
+
+    name: str
+    folder: Path
+    source: Source
+    quantization: Quantization = Quantization()
+    build: Build = Build()
+    gates: Gates = Gates()
+    limits: Limits = Limits()
+
+
+class _File(Value, frozen=True):
+    """The tables of a recipe file; its name and folder come from its path."""
+
+    source: Source
+    quantization: Quantization = Quantization()
+    build: Build = Build()
+    gates: Gates = Gates()
+    limits: Limits = Limits()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Return the recipe in a TOML file.
+
+    Relative paths in a recipe start from the folder above ``engines/`` when the file lies in a
+    folder of that name, and from the file's own folder otherwise.
+
+    Raises:
+        RecipeError: the file is missing, is no TOML, or a table or key is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        message = (
+            f"{path}: cannot read the recipe: {error.strerror}. Give the path of a .toml file"
+        )
+        raise RecipeError(message) from error
+    except UnicodeDecodeError as error:
+        message = f"{path}: not a text file ({error.reason}); a recipe is TOML in UTF-8"
+        raise RecipeError(message) from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = f"{path}: not valid TOML: {error}"
+        raise RecipeError(message) from error
+    _refuse_unsupported(path, tables)
+    try:
+        parsed = msgspec.convert(tables, _File, strict=True)
+    except msgspec.ValidationError as error:
+        message = f"{path}: {_explain(str(error))}"
+        raise RecipeError(message) from error
+    folder = path.resolve().parent
+    if folder.name == "engines":
+        folder = folder.parent
+    return Recipe(
+        name=path.stem,
+        folder=folder,
+        source=parsed.source,
+        quantization=parsed.quantization,
+        build=parsed.build,
+        gates=parsed.gates,
+        limits=parsed.limits,
+    )
+
+
+def _refuse_unsupported(path: Path, tables: dict[str, object]) -> None:
+    quantization = tables.get("quantization")
+    if (
+        isinstance(quantization, dict)
+        and quantization.get("precision") in UNSUPPORTED_PRECISIONS
+    ):
+        message = (
+            f"{path}: [quantization] precision = {quantization['precision']!r} is not built by this "
+            f"version: expected fp32, fp16, bf16 or int8"
+        )
+        raise RecipeError(message)
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's ``Expected ... - at `$.gates.max_drop` `` into ``[gates] max_drop: ...``."""
+    text, _, place = message.partition(" - at `$")
+    keys = [key for key in place.rstrip("`").split(".") if key]
+    if not keys:
+        return text
+    table, *rest = keys
+    return f"[{table}] {'.'.join(rest)}: {text}" if rest else f"[{table}]: {text}"
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON schema of a recipe file, for editors."""
+    return msgspec.json.schema(_File)
