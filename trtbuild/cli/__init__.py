@@ -1,0 +1,49 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from trtbuild.errors import TrtbuildError
+
+app = typer.Typer(
+    name="trtbuild",
+    help="Turn a model in its own framework into a tested, cached inference engine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(requested: bool) -> None:  # noqa: FBT001  Typer calls it with the flag
+    if requested:
+        from importlib.metadata import version
+
+        typer.echo(f"trtbuild {version('trtbuild')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    """Turn a model in its own framework into a tested, cached inference engine."""
+
+
+def main() -> None:
+    """Run the command line; an error with a remedy becomes one message and its exit code."""
+    try:
+        app()
+    except TrtbuildError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  the command line's own output
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what was stored stays valid", file=sys.stderr)  # noqa: T201  as above
+        sys.exit(130)
