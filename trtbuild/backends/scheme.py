@@ -11,8 +11,8 @@ class Scheme(Value, frozen=True):
     """The Q/DQ form that a backend's kernels fuse.
 
     ``name`` goes into the network key through this value's digest. ``activation`` is ``int8``
-    (symmetric, zero point 0) or ``uint8`` (asymmetric). ``requantize_outputs`` asks for a Q/DQ
-    pair behind each quantized operator too, so that its output leaves it in 8 bits.
+    (symmetric, zero point 0) or ``uint8`` (asymmetric). ``requantize_outputs`` are the operators
+    that need a Q/DQ pair behind them too, because their kernel exists only with 8-bit output.
     ``bias`` is ``float`` (left alone) or ``int32`` (a DequantizeLinear of an INT32 constant).
     ``compute`` are the operators with weights that are quantized, ``carriers`` those that hand
     8-bit values through and are quantized when they stand between quantized operators.
@@ -21,7 +21,7 @@ class Scheme(Value, frozen=True):
 
     name: str
     activation: Literal["int8", "uint8"]
-    requantize_outputs: bool
+    requantize_outputs: tuple[str, ...]
     bias: Literal["float", "int32"]
     compute: tuple[str, ...]
     carriers: tuple[str, ...]

@@ -5,7 +5,7 @@ This door is light: it holds the value that names a graph; what reads one is in 
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  msgspec resolves the annotation when it decodes
+from pathlib import Path
 
 from trtbuild.engine import TensorSpec, Value
 

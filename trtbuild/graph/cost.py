@@ -1,0 +1,72 @@
+"""Count the multiply-accumulates of each compute node, for shares and weights of layers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import onnx
+
+from trtbuild.errors import BuildError
+
+if TYPE_CHECKING:
+    from trtbuild.engine import ShapeRange
+    from trtbuild.graph import Graph
+
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply and accumulate; what :func:`count_macs` counts."""
+
+
+def count_macs(graph: Graph, shapes: tuple[ShapeRange, ...]) -> dict[str, int]:
+    """Return multiply-accumulates of one call by node name, at the ``opt`` shapes.
+
+    A dynamic axis without a profile counts as 1. Nodes whose shapes inference cannot tell are
+    left out.
+
+    Raises:
+        BuildError: the shapes contradict the graph.
+    """
+    proto = onnx.load(graph.path, load_external_data=False)
+    chosen = {item.input: item.opt for item in shapes}
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        wanted = chosen.get(value.name, ())
+        for axis, dim in enumerate(dims):
+            if not dim.HasField("dim_value"):
+                dim.dim_value = wanted[axis] if axis < len(wanted) else 1
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise BuildError(f"{graph.path}: shapes do not fit the graph: {error}") from error
+    known = _shapes(inferred)
+    macs = {node.name: _macs(node, known) for node in inferred.graph.node}
+    return {name: count for name, count in macs.items() if count is not None}
+
+
+def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    known = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        has_shape = value.type.tensor_type.HasField("shape")
+        if has_shape and all(dim.HasField("dim_value") for dim in dims):
+            known[value.name] = tuple(dim.dim_value for dim in dims)
+    return known
+
+
+def _macs(node: onnx.NodeProto, known: dict[str, tuple[int, ...]]) -> int | None:
+    if node.op_type not in COMPUTE:
+        return None
+    names = (node.input[0], node.input[1], node.output[0])
+    if any(name not in known for name in names):
+        return None
+    data, weight, result = (known[name] for name in names)
+    if node.op_type == "Conv":
+        return math.prod(result) * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(data) * math.prod(weight[1:])
+    attributes = {a.name: a.i for a in node.attribute}
+    inner = data[-2] if node.op_type == "Gemm" and attributes.get("transA") else data[-1]
+    return math.prod(result) * inner

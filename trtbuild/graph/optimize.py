@@ -1,0 +1,68 @@
+"""Simplify an ONNX model without changing what it computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnx_ir.passes import common
+
+from trtbuild.engine import Value
+from trtbuild.graph.model import load_model, node_names, save_model
+from trtbuild.graph.passes.fold_batch_norm import fold_batch_norm
+from trtbuild.graph.passes.fold_bias import fold_bias
+from trtbuild.graph.passes.fold_constants import fold_constants
+from trtbuild.graph.passes.fold_scale import fold_scale
+from trtbuild.graph.passes.name_axes import name_axes
+from trtbuild.graph.passes.raise_opset import raise_opset
+from trtbuild.graph.passes.remove_dead_code import remove_dead_code
+from trtbuild.graph.passes.remove_identities import remove_identities
+from trtbuild.graph.passes.sum_to_add import sum_to_add
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trtbuild.graph import Graph
+
+VERSION = 1
+"""Part of the key of an optimized graph; raised when a pass starts to give other graphs."""
+
+PASSES = (
+    fold_constants,
+    remove_identities,
+    sum_to_add,
+    fold_batch_norm,
+    fold_scale,
+    fold_bias,
+    remove_dead_code,
+    name_axes,
+)
+"""In the order in which they run."""
+
+
+class PassChange(Value, frozen=True):
+    """What one pass changed, in its own words."""
+
+    name: str
+    changes: tuple[str, ...]
+
+
+def optimize(graph: Graph, out: Path) -> tuple[Graph, tuple[PassChange, ...]]:
+    """Return the simplified graph, written to ``out``, and what each pass changed.
+
+    Every node of the result has a name of its own, and every tensor the type and shape that
+    inference can tell. Passes that changed nothing are left out of the list.
+
+    Raises:
+        BuildError: the opset is too old and cannot be raised.
+    """
+    model, raised = raise_opset(load_model(graph.path))
+    changes = [PassChange(name="raise_opset", changes=raised)]
+    common.InlinePass()(model)
+    node_names(model)
+    common.ShapeInferencePass()(model)
+    changes += [PassChange(name=run.__name__, changes=run(model)) for run in PASSES]
+    node_names(model)
+    common.ShapeInferencePass()(model)
+    common.TopologicalSortPass()(model)
+    result = save_model(model, out)
+    return result, tuple(change for change in changes if change.changes)
