@@ -1,0 +1,295 @@
+"""The local store: content-addressed blobs, and records that say what was made for a key.
+
+    STORE                          version of the store
+    v1/cas/sha256/ab/<digest>      blobs, read-only
+    v1/ac/<kind>/ab/<key>          records
+    v1/lease/<kind>.<key>          who is making what (see :mod:`trtbuild.store.lease`)
+    v1/tmp/                        unpublished files
+    v1/quarantine/                 what failed verification; never served
+    v1/refs/                       what must be kept (nothing yet)
+
+The folder tree is the truth; there is no index that could disagree with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trtbuild.engine import Value
+from trtbuild.errors import StoreError
+from trtbuild.store.location import prepare, root_of
+from trtbuild.store.publish import draft, explained, link_new, require_room, set_aside
+from trtbuild.store.reader import BlobLostError, digest_file, file_fault, read_file
+from trtbuild.store.record import (
+    MAX_RECORD_BYTES,
+    Blob,
+    RecordError,
+    check_digest,
+    check_kind,
+    decode_record,
+    encode_record,
+    is_digest,
+)
+from trtbuild.store.temporary import new_name, remove_orphans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from trtbuild.store.reader import Content
+    from trtbuild.store.record import Record
+
+_CHUNK_BYTES = 1 << 20
+_ATTEMPTS = 5
+_ANY_SIZE = 1 << 62
+_HEX = re.compile(r"[0-9a-f]+")
+_SHARD_DIGITS = 2
+
+
+class Incident(Value, frozen=True):
+    """Something that should not happen in a store, which it got over: for the user to read."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """A store in a folder; :meth:`open` makes one. Safe to share by threads and processes.
+
+    ``incidents`` collects what had to be set aside, each once.
+    """
+
+    root: Path
+    incidents: list[Incident] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, uri: str) -> Store:
+        """Return the store at ``uri``, a folder; the empty string is the user's cache folder.
+
+        Makes the folder where it is missing, and removes what dead processes left in it.
+
+        Raises:
+            StoreError: the folder cannot be used or must not be trusted.
+        """
+        root = root_of(uri)
+        prepare(root)
+        store = cls(root=root)
+        with explained(root):
+            remove_orphans(store.top / "tmp")
+        return store
+
+    @property
+    def top(self) -> Path:
+        """The folder of this version's layout."""
+        return self.root / "v1"
+
+    # Blobs
+
+    def path(self, sha256: str) -> Path:
+        """Return where the blob is or would be; nothing is checked."""
+        return self.top / "cas" / "sha256" / sha256[:_SHARD_DIGITS] / check_digest(sha256)
+
+    def put_bytes(self, name: str, data: bytes) -> Blob:
+        """Store ``data`` durably; ``name`` is what its record will call it."""
+        return self._put_blob(name, [data], len(data))
+
+    def put_file(self, name: str, path: Path) -> Blob:
+        """Store a copy of the file at ``path`` durably; what was copied is what is hashed.
+
+        Raises:
+            OSError: ``path`` cannot be read.
+            StoreError: the store cannot be written; nothing is visible of the attempt.
+        """
+        with path.open("rb") as source:
+            size_bytes = path.stat().st_size
+            return self._put_blob(
+                name, iter(lambda: source.read(_CHUNK_BYTES), b""), size_bytes
+            )
+
+    def read(self, sha256: str) -> bytes:
+        """Return the blob's bytes, hashed in this process's memory.
+
+        Raises:
+            BlobLostError: it is missing, or failed verification and was set aside; looking up
+                its record again is a miss.
+            StoreError: it cannot be read.
+        """
+        with explained(self.root):
+            return self._verified(sha256, read_file(self.path(sha256), _ANY_SIZE)).data
+
+    def verified_path(self, sha256: str) -> Path:
+        """Return the blob's path after hashing the file; raises as :meth:`read`.
+
+        For tools that take only paths. A file can change after the check; :meth:`read` cannot.
+        """
+        with explained(self.root):
+            self._verified(sha256, digest_file(self.path(sha256), _ANY_SIZE))
+        return self.path(sha256)
+
+    # Records
+
+    def get(self, kind: str, key: str, shape: type[object] = object) -> Record | None:
+        """Return the record of ``key``, or None: a miss.
+
+        A record that is unreadable, foreign, or whose value does not have every field of
+        ``shape`` (``object``: any value) is set aside and is a miss. So is one that names a
+        blob which is missing or has another size.
+
+        Raises:
+            StoreError: the store cannot be read; that is no miss.
+        """
+        with explained(self.root):
+            found = self._load(kind, key, shape)
+            return found[0] if found and self._has_blobs(found[0]) else None
+
+    def put(self, record: Record) -> Record:
+        """Store ``record`` durably if its key has none; return the one that is stored.
+
+        The first writer wins: results of one key may differ in their bytes, and everybody must
+        get the same.
+
+        Raises:
+            StoreError: a blob that it names is not stored, or the store cannot be written.
+        """
+        data = encode_record(record)
+        with explained(self.root):
+            if not self._has_blobs(record):
+                message = (
+                    f"store {self.root}: {record.kind} record {record.key[:12]} names a blob "
+                    "that is not in the store (any more). Run the command again"
+                )
+                raise StoreError(message)
+            require_room(self.top, len(data))
+            final = self._record_path(record.kind, record.key)
+            with draft(self.top / "tmp", [data]) as written:
+                for _ in range(_ATTEMPTS):
+                    if link_new(written.path, final, self.top):
+                        return record
+                    winner = self._load(record.kind, record.key, object)
+                    if winner and self._has_blobs(winner[0]):
+                        return winner[0]
+                    if winner:
+                        self._set_aside(final, winner[1], "a blob that it names is lost")
+        raise self._contended(final)
+
+    def records(self, kind: str) -> Iterator[Record]:
+        """Yield the readable records of a kind, in the order of their keys, blobs unchecked."""
+        for key in self.keys(kind, ""):
+            with explained(self.root):
+                found = self._load(kind, key, object)
+            if found:
+                yield found[0]
+
+    def keys(self, kind: str, prefix: str) -> list[str]:
+        """Return the keys of a kind that begin with ``prefix`` (lower-case hex), sorted."""
+        folder = self.top / "ac" / check_kind(kind)
+        if prefix and not _HEX.fullmatch(prefix):
+            message = f"key prefix {prefix!r}: expected lower-case hex digits"
+            raise ValueError(message)
+        shard = f"{prefix[:_SHARD_DIGITS]:?<{_SHARD_DIGITS}}"
+        with explained(self.root):
+            found = (path.name for path in folder.glob(f"{shard}/{prefix}*"))
+            return sorted(name for name in found if is_digest(name))
+
+    # Work in progress
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Lend a new private folder on the store's file system; it is deleted afterwards."""
+        folder = self.top / "tmp" / new_name()
+        with explained(self.root):
+            folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def note(self, path: Path, reason: str) -> None:
+        """Add an incident, unless it is known."""
+        incident = Incident(path=str(path), reason=reason)
+        if incident not in self.incidents:
+            self.incidents.append(incident)
+
+    # Inside
+
+    def _record_path(self, kind: str, key: str) -> Path:
+        shard = check_digest(key)[:_SHARD_DIGITS]
+        return self.top / "ac" / check_kind(kind) / shard / key
+
+    def _put_blob(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> Blob:
+        with explained(self.root):
+            require_room(self.top, size_bytes)
+            with draft(self.top / "tmp", chunks) as written:
+                final = self.path(written.sha256)
+                blob = Blob(name=name, sha256=written.sha256, bytes=written.size_bytes)
+                for _ in range(_ATTEMPTS):
+                    if link_new(written.path, final, self.top):
+                        return blob
+                    with contextlib.suppress(BlobLostError):
+                        self._verified(blob.sha256, digest_file(final, _ANY_SIZE))
+                        return blob
+        raise self._contended(final)
+
+    def _verified(self, sha256: str, content: Content | None) -> Content:
+        path = self.path(sha256)
+        if content is None:
+            message = f"store {self.root}: blob {sha256} is missing. Run the command again"
+            raise BlobLostError(message)
+        if not content.fault and content.sha256 == sha256:
+            return content
+        reason = content.fault or f"its content has the digest {content.sha256}"
+        self._set_aside(path, content.file_id, reason)
+        message = (
+            f"store {path}: not to be used: {reason}. It was set aside in quarantine; "
+            "run the command again to make it anew"
+        )
+        raise BlobLostError(message)
+
+    def _has_blobs(self, record: Record) -> bool:
+        for blob in record.blobs:
+            path = self.path(blob.sha256)
+            content = file_fault(path, blob.bytes)
+            if content is None:
+                self.note(path, f"missing, named by {record.kind} record {record.key}")
+                return False
+            if content.fault:
+                self._set_aside(path, content.file_id, content.fault)
+                return False
+        return True
+
+    def _load(
+        self, kind: str, key: str, shape: type[object]
+    ) -> tuple[Record, tuple[int, int]] | None:
+        path = self._record_path(kind, key)
+        content = read_file(path, MAX_RECORD_BYTES)
+        if content is None:
+            return None
+        reason = content.fault
+        if not reason:
+            try:
+                record = decode_record(content.data)
+                record.read(shape)
+            except (RecordError, StoreError) as error:
+                reason = str(error)
+            else:
+                if (record.kind, record.key) == (kind, key):
+                    return record, content.file_id
+                reason = f"it is the record of {record.kind} {record.key}"
+        self._set_aside(path, content.file_id, reason)
+        return None
+
+    def _set_aside(self, path: Path, file_id: tuple[int, int], reason: str) -> None:
+        if set_aside(path, file_id, self.top / "quarantine"):
+            self.note(path, f"set aside in quarantine: {reason}")
+
+    def _contended(self, path: Path) -> StoreError:
+        message = (
+            f"store {path}: found damaged {_ATTEMPTS} times in a row while publishing. "
+            "Something else changes it: check the disk, or give another folder with --store"
+        )
+        return StoreError(message)

@@ -1,0 +1,120 @@
+"""Where a store is, and whether it may be used: its folder, its owner, its ``STORE`` file."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from trtbuild.canonical import encode
+from trtbuild.errors import StoreError
+from trtbuild.store.publish import draft, explained, link_new, make_folders, sync_folders
+
+STORE_VERSION = 1
+FOLDERS = ("cas/sha256", "ac", "lease", "tmp", "quarantine", "refs")
+
+_STORE_FILE_LIMIT_BYTES = 4096
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """The ``STORE`` file; a later version may add fields that this one can ignore."""
+
+    store: int
+    min_reader: int
+
+
+def root_of(uri: str) -> Path:
+    """Return the absolute folder that ``uri`` names; the empty string is the user's cache.
+
+    Raises:
+        StoreError: it names a remote store.
+    """
+    if not uri:
+        return Path(platformdirs.user_cache_path("trtbuild", appauthor=False))
+    scheme = _SCHEME.fullmatch(uri)
+    if scheme and scheme[1].lower() == "file":
+        return Path(scheme[2]).absolute()
+    if scheme:
+        message = (
+            f"store {uri}: remote stores ({scheme[1]}://) are not in this version. "
+            "Give a folder with --store"
+        )
+        raise StoreError(message)
+    return Path(uri).expanduser().absolute()
+
+
+def prepare(root: Path) -> None:
+    """Make ``root`` a store where it is none, and refuse it where it must not be used.
+
+    Raises:
+        StoreError: others own it or may write to it, a newer version wrote it, or it cannot be
+            written.
+    """
+    with explained(root):
+        if not root.exists():
+            _make_root(root)
+        _check_owner(root)
+        _check_version(root)
+        top = root / "v1"
+        for name in FOLDERS:
+            if not (top / name).is_dir():
+                make_folders(top / name, root)
+        if not (root / "STORE").exists():
+            content = encode({"store": STORE_VERSION, "min_reader": STORE_VERSION})
+            with draft(top / "tmp", [content]) as written:
+                link_new(written.path, root / "STORE", root)
+            _check_version(root)
+
+
+def _make_root(root: Path) -> None:
+    existing = next(folder for folder in root.parents if folder.exists())
+    make_folders(root, existing)
+    sync_folders(root.parent, existing)
+
+
+def _check_owner(root: Path) -> None:
+    status = root.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        message = f"store {root}: not a folder. Give a folder with --store"
+        raise StoreError(message)
+    if status.st_uid not in (os.geteuid(), 0):
+        message = (
+            f"store {root}: belongs to user {status.st_uid}, not to you; its owner could "
+            "change engines that you load. Give a folder of your own with --store"
+        )
+        raise StoreError(message)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        message = (
+            f"store {root}: other users may write to it and could change engines that you "
+            f"load. Check what is in it and run: chmod go-w {root}"
+        )
+        raise StoreError(message)
+
+
+def _check_version(root: Path) -> None:
+    path = root / "STORE"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_STORE_FILE_LIMIT_BYTES)
+    except FileNotFoundError:
+        return
+    try:
+        version = msgspec.json.decode(data, type=_Version)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        message = (
+            f"store {path}: not a store's version file ({error}). If {root} is a store of "
+            "trtbuild, delete this file; otherwise give another folder with --store"
+        )
+        raise StoreError(message) from error
+    if version.min_reader > STORE_VERSION:
+        message = (
+            f"store {root}: needs a trtbuild that reads stores of version "
+            f"{version.min_reader}; this one reads {STORE_VERSION}. Upgrade trtbuild, or give "
+            "another folder with --store"
+        )
+        raise StoreError(message)

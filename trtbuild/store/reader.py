@@ -1,0 +1,109 @@
+"""Reading: open what cannot be redirected, and look at it before anybody uses a byte.
+
+Bytes are read into private memory and hashed there. Hashing a mapped file and handing over the
+same mapping would check one content and use another.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtbuild.errors import StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CHUNK_BYTES = 1 << 20
+
+
+class BlobLostError(StoreError):
+    """A blob is missing or failed verification: asking for its record again is a miss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What was found: bytes, or in ``fault`` why they are not to be used.
+
+    ``file_id`` is (device, inode). ``data`` is empty where a fault was seen, and where only the
+    digest was asked for.
+    """
+
+    data: bytes
+    sha256: str
+    fault: str
+    file_id: tuple[int, int]
+
+
+def read_file(path: Path, limit_bytes: int) -> Content | None:
+    """Return the content of a published file of at most ``limit_bytes``, None where none is.
+
+    Raises:
+        OSError: it may be there, but cannot be read: that is no miss.
+    """
+    return _read(path, limit_bytes, keep=True)
+
+
+def digest_file(path: Path, limit_bytes: int) -> Content | None:
+    """Return :func:`read_file`'s answer without the bytes, in constant memory."""
+    return _read(path, limit_bytes, keep=False)
+
+
+def file_fault(path: Path, size_bytes: int) -> Content | None:
+    """Return what is wrong with a published file by its inode alone; None where it is missing.
+
+    ``fault`` is empty where owner, mode and size are as published.
+    """
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    fault = _status_fault(status)
+    if not fault and status.st_size != size_bytes:
+        fault = f"it has {status.st_size} bytes, published were {size_bytes}"
+    return Content(data=b"", sha256="", fault=fault, file_id=_file_id(status))
+
+
+def _read(path: Path, limit_bytes: int, *, keep: bool) -> Content | None:
+    # O_NONBLOCK: opening a FIFO that somebody put there must not hang.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise
+        return file_fault(path, 0)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        fault = _status_fault(status)
+        if not fault and status.st_size > limit_bytes:
+            fault = f"it has {status.st_size} bytes, at most {limit_bytes} are read"
+        total = hashlib.sha256()
+        data = b""
+        if not fault and keep:
+            data = file.read() or b""
+            total.update(data)
+        elif not fault:
+            while chunk := file.read(_CHUNK_BYTES):
+                total.update(chunk)
+    return Content(data=data, sha256=total.hexdigest(), fault=fault, file_id=_file_id(status))
+
+
+def _status_fault(status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a regular file"
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "other users may write to it"
+    return ""
+
+
+def _file_id(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_dev, status.st_ino)

@@ -1,0 +1,135 @@
+"""From what a user types to a record: digests, prefixes, keys and paths of engines.
+
+The engine's own digest is looked up through small ``plan`` records, so that no scan is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtbuild.canonical import sha256_file
+from trtbuild.engine import Value
+from trtbuild.errors import StoreError, UsageError
+from trtbuild.store.record import make_record
+
+if TYPE_CHECKING:
+    from trtbuild.engine import Manifest
+    from trtbuild.store.local import Store
+    from trtbuild.store.record import Record
+
+KINDS = ("memo", "source", "optimized", "ranges", "network", "engine", "plan", "report")
+"""The kinds of records that trtbuild writes."""
+
+_MIN_PREFIX = 6
+_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+_SHOWN_DIGITS = 12
+
+
+class Plan(Value, frozen=True):
+    """The value of a ``plan`` record: which engine record these bytes belong to."""
+
+    engine_key: str
+
+
+def put_plan(store: Store, manifest: Manifest) -> Record:
+    """Make an engine, whose record is stored, findable by the digest of its bytes."""
+    preimage = {"engine_sha256": manifest.sha256}
+    value = Plan(engine_key=manifest.key)
+    return store.put(make_record("plan", manifest.sha256, preimage, value))
+
+
+def find_engine(store: Store, text: str) -> Record:
+    """Return the engine record that ``text`` names.
+
+    ``text`` is an engine's digest or key, a prefix of one (at least 6 digits), or the path of a
+    plan file, which is hashed.
+
+    Raises:
+        UsageError: nothing, or more than one engine, has this name.
+        StoreError: the engine is known, but its record is lost.
+    """
+    found = _find_by_digits(store, text)
+    if found is not None:
+        return found
+    path = Path(text)
+    if path.is_file():
+        sha256 = sha256_file(path)
+        return _engine_of_plan(store, sha256, f"{text} (sha256 {sha256[:_SHOWN_DIGITS]})")
+    raise _nothing(store, text)
+
+
+def find_record(store: Store, text: str) -> Record:
+    """Return the engine record that ``text`` names, or else the record of any kind by its key.
+
+    Raises:
+        UsageError: nothing, or more than one record, has this name.
+        StoreError: the engine is known, but its record is lost.
+    """
+    if not _PREFIX.fullmatch(text) or _digits(store, text, "engine", "plan"):
+        return find_engine(store, text)
+    matches = [(kind, key) for kind in KINDS for key in store.keys(kind, text)]
+    if len(matches) > 1:
+        raise _ambiguous(text, [f"{kind} {key[:_SHOWN_DIGITS]}" for kind, key in matches])
+    found = store.get(*matches[0]) if matches else None
+    if found is None:
+        raise _nothing(store, text)
+    return found
+
+
+def _find_by_digits(store: Store, text: str) -> Record | None:
+    if not _PREFIX.fullmatch(text):
+        return None
+    records = {}
+    for sha256 in _digits(store, text, "plan"):
+        record = _engine_of_plan(store, sha256, text)
+        records[record.key] = record
+    for key in _digits(store, text, "engine"):
+        found = store.get("engine", key)
+        if found is not None:
+            records[key] = found
+    if len(records) > 1:
+        names = [
+            f"engine {key[:_SHOWN_DIGITS]} of {record.created}"
+            for key, record in sorted(records.items())
+        ]
+        raise _ambiguous(text, names)
+    return next(iter(records.values()), None)
+
+
+def _digits(store: Store, text: str, *kinds: str) -> list[str]:
+    return [key for kind in kinds for key in store.keys(kind, text)]
+
+
+def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:
+    plan = store.get("plan", sha256)
+    if plan is None:
+        message = (
+            f"{label}: no engine in the store {store.root} has these bytes. "
+            "'trtbuild cache ls' lists those it has; --store names another store"
+        )
+        raise UsageError(message)
+    key = plan.read(Plan).engine_key
+    engine = store.get("engine", key)
+    if engine is None:
+        message = (
+            f"{label}: the record or the bytes of engine {key[:_SHOWN_DIGITS]} are lost or "
+            f"were damaged in the store {store.root}. Build it again"
+        )
+        raise StoreError(message)
+    return engine
+
+
+def _ambiguous(text: str, names: list[str]) -> UsageError:
+    message = f"{text!r} names more than one: {'; '.join(names)}. Give more digits"
+    return UsageError(message)
+
+
+def _nothing(store: Store, text: str) -> UsageError:
+    message = (
+        f"{text!r} names nothing in the store {store.root}: expected a digest, a key, at least "
+        f"{_MIN_PREFIX} of its first digits, or the path of an engine file. "
+        "'trtbuild cache ls' lists the engines"
+    )
+    return UsageError(message)
