@@ -1,0 +1,197 @@
+"""Gates: conditions on what was measured; an engine that fails one is not for production.
+
+The rules, and why they are these: docs/decisions/0003-gates.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from trtbuild.engine import Value
+from trtbuild.verify.results import GateResult, MetricEstimate, Speedup, TensorErrors
+
+if TYPE_CHECKING:
+    from trtbuild.recipe import Gates
+
+
+class Evidence(Value, frozen=True):
+    """What is known of one engine when it is judged.
+
+    ``metric`` is ``None`` where the data defines none, ``outputs`` empty where there was no
+    evaluation data, ``speedup`` ``None`` where no latency was measured; ``no_latency`` then says
+    why. ``precision_achieved`` counts compute layers by the type that they compute in.
+    """
+
+    metric: MetricEstimate | None
+    outputs: tuple[TensorErrors, ...]
+    speedup: Speedup | None
+    no_latency: str
+    precision_requested: str
+    precision_achieved: dict[str, int]
+
+
+def judge(gates: Gates, evidence: Evidence) -> tuple[GateResult, ...]:
+    """Return one result per gate: the two of integrity always, then those of the recipe.
+
+    ``finite_outputs`` fails on any NaN, or infinity that the framework has not.
+    ``precision_achieved`` fails when no compute layer at all runs in the requested precision.
+
+    ``max_drop`` passes when the measured drop is at most the limit. The estimate decides, not
+    the interval's end: an end that must lie within the limit would fail every engine on small
+    data, the framework itself included. The interval says how far the decision can be trusted:
+    when the limit lies inside it, the result says "not certain: N units", and how many units
+    would settle it. ``min_speedup`` passes when the measured ratio of medians is at least the
+    limit, with the same rule of certainty.
+
+    A gate of the recipe that cannot be measured is skipped, with the reason. Without a gate on
+    accuracy nothing is gated on accuracy, and the engine passes.
+    """
+    results = [_finite_outputs(evidence), _precision_achieved(evidence)]
+    if gates.max_drop is not None:
+        results.append(_max_drop(gates.max_drop, evidence))
+    if gates.min_speedup is not None:
+        results.append(_min_speedup(gates.min_speedup, evidence))
+    return tuple(results)
+
+
+def _skipped(name: str, limit: float, reason: str) -> GateResult:
+    return GateResult(
+        name=name, limit=limit, value=None, passed=True, detail=reason, skipped=True
+    )
+
+
+def _finite_outputs(evidence: Evidence) -> GateResult:
+    name = "finite_outputs"
+    if not evidence.outputs:
+        return _skipped(name, 0, "no evaluation data: no output was computed")
+    damaged = [errors for errors in evidence.outputs if errors.nonfinite]
+    total = sum(errors.nonfinite for errors in damaged)
+    if not damaged:
+        elements = sum(errors.elements for errors in evidence.outputs)
+        detail = f"all {elements} elements of the outputs are finite, or as the framework's"
+        return GateResult(name=name, limit=0, value=0, passed=True, detail=detail)
+    worst = max(damaged, key=lambda errors: errors.nonfinite)
+    detail = (
+        f"{total} elements are NaN or infinite, {worst.nonfinite} of {worst.elements} of them "
+        f"in output {worst.output!r}"
+    )
+    if worst.reference_nonfinite:
+        detail += f" (the framework itself computes {worst.reference_nonfinite})"
+        advice: tuple[str, ...] = ("repair the model or the data: the framework overflows too",)
+    else:
+        advice = (
+            "keep the nodes that overflow in floating point (keep_float)",
+            "precision bf16 or fp32 instead of fp16",
+        )
+    return GateResult(
+        name=name, limit=0, value=float(total), passed=False, detail=detail, advice=advice
+    )
+
+
+def _precision_achieved(evidence: Evidence) -> GateResult:
+    asked = evidence.precision_requested
+    total = sum(evidence.precision_achieved.values())
+    count = evidence.precision_achieved.get(asked, 0)
+    detail = f"{count} of {total} compute layers run in {asked}"
+    advice: tuple[str, ...] = ()
+    if count == 0:
+        achieved = ", ".join(
+            f"{n} in {kind}" for kind, n in evidence.precision_achieved.items()
+        )
+        detail += f" ({achieved or 'the engine has no compute layers'})"
+        advice = (
+            f"a target whose kernels compute in {asked}",
+            "fewer keep_float patterns, if they cover every compute node",
+            "the precision that the engine has, asked for by name",
+        )
+    return GateResult(
+        name="precision_achieved",
+        limit=1,
+        value=count,
+        passed=count > 0,
+        detail=detail,
+        advice=advice,
+    )
+
+
+def _max_drop(limit: float, evidence: Evidence) -> GateResult:
+    metric = evidence.metric
+    if metric is None:
+        return _skipped("max_drop", limit, "no metric: the drop of nothing was measured")
+    advice = _accuracy_advice(evidence.precision_requested)
+    if metric.drop is None:
+        detail = "the engine's metric is not a number, since its outputs are not"
+        return GateResult(
+            name="max_drop", limit=limit, value=None, passed=False, detail=detail, advice=advice
+        )
+    drop = metric.drop
+    passed = drop.value <= limit
+    detail = f"drop {drop.value:+.4f} [{drop.low:+.4f}, {drop.high:+.4f}], limit {limit:g}"
+    if not passed:
+        detail += f", over it by {drop.value - limit:.4f}"
+    if drop.low <= limit < drop.high:
+        detail += f"; not certain: {metric.units} units"
+        detail += _units_needed(metric.units, abs(drop.value - limit), drop.high - drop.value)
+        advice = ("more evaluation data, to be certain", *advice)
+    return GateResult(
+        name="max_drop",
+        limit=limit,
+        value=drop.value,
+        passed=passed,
+        detail=detail,
+        advice=() if passed else advice,
+    )
+
+
+def _units_needed(units: int, margin: float, half_width: float) -> str:
+    """Say how many units would settle it: an interval narrows with the root of their number."""
+    if margin == 0:
+        return ""
+    digits = 10 ** max(0, int(math.log10(units)) - 1)
+    needed = math.ceil(units * (half_width / margin) ** 2 / digits) * digits
+    return f" (about {needed} would settle it)"
+
+
+def _accuracy_advice(precision: str) -> tuple[str, ...]:
+    if precision == "int8":
+        return (
+            "method = 'auto', or another method of the calibration table",
+            "keep the most sensitive nodes in floating point (keep_float)",
+            "more, and more varied, calibration data",
+            "precision fp16",
+        )
+    if precision in {"fp16", "bf16"}:
+        other = "bf16" if precision == "fp16" else "fp16"
+        return (
+            "keep the nodes that lose precision in fp32 (keep_float)",
+            f"precision {other} or fp32",
+        )
+    return ("the export parity: in fp32 an engine should compute what the framework computes",)
+
+
+def _min_speedup(limit: float, evidence: Evidence) -> GateResult:
+    found = evidence.speedup
+    if found is None:
+        reason = evidence.no_latency or "no latency was measured"
+        return _skipped("min_speedup", limit, reason)
+    passed = found.value >= limit
+    detail = f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}], limit {limit:g}"
+    if not passed:
+        detail += f", short of it by {limit - found.value:.2f}"
+    if found.low < limit <= found.high:
+        detail += "; not certain: measure on a quieter machine"
+    advice = (
+        f"look at the share of {evidence.precision_requested} layers and at what fused "
+        f"(trtbuild inspect)",
+        "a larger batch size (opt of the profile)",
+        "the baseline's precision: the engine buys nothing here",
+    )
+    return GateResult(
+        name="min_speedup",
+        limit=limit,
+        value=found.value,
+        passed=passed,
+        detail=detail,
+        advice=() if passed else advice,
+    )
