@@ -19,8 +19,8 @@ class Evidence(Value, frozen=True):
     """What is known of one engine when it is judged.
 
     ``metric`` is ``None`` where the data defines none, ``outputs`` empty where there was no
-    evaluation data, ``speedup`` ``None`` where no latency was measured; ``no_latency`` then says
-    why. ``precision_achieved`` counts compute layers by the type that they compute in.
+    evaluation data, ``speedup`` ``None`` where no latency was measured; ``no_latency`` then
+    says why. ``precision_achieved`` counts compute layers by the type that they compute in.
     """
 
     metric: MetricEstimate | None
@@ -69,12 +69,12 @@ def _finite_outputs(evidence: Evidence) -> GateResult:
     total = sum(errors.nonfinite for errors in damaged)
     if not damaged:
         elements = sum(errors.elements for errors in evidence.outputs)
-        detail = f"all {elements} elements of the outputs are finite, or as the framework's"
+        detail = f"no NaN and no infinity of its own in {elements} elements"
         return GateResult(name=name, limit=0, value=0, passed=True, detail=detail)
     worst = max(damaged, key=lambda errors: errors.nonfinite)
     detail = (
-        f"{total} elements are NaN or infinite, {worst.nonfinite} of {worst.elements} of them "
-        f"in output {worst.output!r}"
+        f"{total} elements are NaN or infinite; output {worst.output!r} has "
+        f"{worst.nonfinite} of them, of {worst.elements} elements"
     )
     if worst.reference_nonfinite:
         detail += f" (the framework itself computes {worst.reference_nonfinite})"
@@ -92,6 +92,8 @@ def _finite_outputs(evidence: Evidence) -> GateResult:
 def _precision_achieved(evidence: Evidence) -> GateResult:
     asked = evidence.precision_requested
     total = sum(evidence.precision_achieved.values())
+    if total == 0 and asked == "fp32":
+        return _skipped("precision_achieved", 1, "the engine has no compute layers")
     count = evidence.precision_achieved.get(asked, 0)
     detail = f"{count} of {total} compute layers run in {asked}"
     advice: tuple[str, ...] = ()
@@ -182,8 +184,7 @@ def _min_speedup(limit: float, evidence: Evidence) -> GateResult:
     if found.low < limit <= found.high:
         detail += "; not certain: measure on a quieter machine"
     advice = (
-        f"look at the share of {evidence.precision_requested} layers and at what fused "
-        f"(trtbuild inspect)",
+        f"trtbuild inspect: how many layers run in {evidence.precision_requested}, what fused",
         "a larger batch size (opt of the profile)",
         "the baseline's precision: the engine buys nothing here",
     )

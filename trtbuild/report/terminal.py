@@ -1,0 +1,84 @@
+"""The report in a terminal, or in a pipe: plain text then, without colors."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trtbuild.report.sections import sections, verdict
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from trtbuild.report.document import Report
+    from trtbuild.report.sections import Section
+
+_PIPE_COLUMNS = 100
+
+_STYLES = {
+    "passed": "green",
+    "equal": "green",
+    "FAILED": "bold red",
+    "skipped": "yellow",
+    "says nothing": "yellow",
+    "cached": "dim",
+    "chosen": "bold green",
+}
+
+
+def print_report(report: Report, out: TextIO) -> None:
+    """Write the report to ``out``: as wide as the terminal, or 100 columns into a pipe."""
+    if out.isatty():
+        _draw(report, Console(file=out, markup=False, highlight=False, emoji=False))
+    else:
+        out.write(to_text(report, width=_PIPE_COLUMNS))
+
+
+def to_text(report: Report, width: int) -> str:
+    """Return the report as plain text, no line longer than ``width`` columns."""
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        color_system=None,
+        force_terminal=False,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    _draw(report, console)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _draw(report: Report, console: Console) -> None:
+    source = report.source
+    digest = f" ({source.digest[:12]})" if source.digest else ""
+    console.print(Text(f"trtbuild: {report.recipe}, from {source.framework}{digest}", "bold"))
+    for section in sections(report):
+        console.print()
+        console.print(Text(section.title, "bold cyan"))
+        if section.rows:
+            console.print(_table(section))
+        for note in section.notes:
+            indent = len(note) - len(note.lstrip()) + 2
+            for line in Text(note.lstrip()).wrap(console, console.width - indent):
+                console.print(Text(" " * indent) + line)
+    console.print()
+    ending = verdict(report) + (" (full cache hit)" if report.full_cache_hit else "")
+    console.print(Text(ending, "bold green" if report.passed else "bold red"))
+
+
+def _table(section: Section) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
+    for column in section.columns:
+        table.add_column(
+            column.name, justify="right" if column.numeric else "left", overflow="fold"
+        )
+    for row in section.rows:
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
+    return table
