@@ -1,0 +1,316 @@
+"""What is installed on this machine and whether it works, learned without importing any of it.
+
+Versions come from the installed metadata. Whether a library can be imported is tried in a child
+process, since a broken one may print, hang or die.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from trtbuild.backends import processor
+from trtbuild.engine import Value
+from trtbuild.errors import TrtbuildError
+from trtbuild.store import location
+
+State = Literal["ok", "missing", "broken"]
+
+_IMPORT_SECONDS = 120
+_MEMINFO = Path("/proc/meminfo")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_PYTHONS = ((3, 10), (3, 13))
+_MIB = 1 << 20
+_GIB = 1 << 30
+
+_TRY_IMPORT = """\
+import importlib, sys
+sys.path[:] = [folder for folder in sys.path if folder]
+importlib.import_module(sys.argv[1])
+"""
+
+# The driver's library is loaded by the child: a broken driver must not take this process along.
+_LIST_GPUS = "from trtbuild.backends import gpu; print(*gpu.archs())"
+
+
+class Check(Value, frozen=True):
+    """One thing that trtbuild needs or can use.
+
+    ``state`` is ``missing`` for what is not installed and ``broken`` for what is there and does
+    not work. ``remedy`` is the line that installs or repairs it, or a sentence; it is empty
+    where nothing has to be done.
+    """
+
+    group: Literal["machine", "backends", "frameworks", "gpu", "store"]
+    name: str
+    state: State
+    version: str = ""
+    detail: str = ""
+    remedy: str = ""
+
+
+class _Library(Value, frozen=True):
+    """A Python library: its distributions (the first one found counts), its module, its use."""
+
+    group: Literal["backends", "frameworks", "gpu"]
+    name: str
+    distributions: tuple[str, ...]
+    module: str
+    install: str
+    use: str
+
+
+_LIBRARIES = (
+    _Library(
+        group="backends",
+        name="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime-gpu"),
+        module="onnxruntime",
+        install="pip install onnxruntime",
+        use="builds and runs engines for this processor",
+    ),
+    _Library(
+        group="backends",
+        name="tensorrt-rtx",
+        distributions=("tensorrt-rtx-cu13", "tensorrt-rtx"),
+        module="tensorrt_rtx",
+        install="pip install 'trtbuild[rtx]'",
+        use="builds engines for NVIDIA RTX GPUs, also without one; runs them where one is",
+    ),
+    _Library(
+        group="frameworks",
+        name="torch",
+        distributions=("torch",),
+        module="torch",
+        install="pip install 'trtbuild[torch]'",
+        use="reads PyTorch models and .pt2 files",
+    ),
+    _Library(
+        group="frameworks",
+        name="onnxscript",
+        distributions=("onnxscript",),
+        module="onnxscript",
+        install="pip install onnxscript",
+        use="exports PyTorch models, simplifies graphs",
+    ),
+    _Library(
+        group="frameworks",
+        name="safetensors",
+        distributions=("safetensors",),
+        module="safetensors",
+        install="pip install 'trtbuild[torch]'",
+        use="reads weights without running code",
+    ),
+    _Library(
+        group="gpu",
+        name="pycuda",
+        distributions=("pycuda",),
+        module="pycuda.driver",
+        install="pip install 'trtbuild[tensorrt]'",
+        use="memory and streams of engines on a GPU",
+    ),
+    _Library(
+        group="gpu",
+        name="nvidia-ml-py",
+        distributions=("nvidia-ml-py",),
+        module="pynvml",
+        install="pip install 'trtbuild[tensorrt]'",
+        use="names, clocks and energy of GPUs",
+    ),
+)
+
+
+def examine(store: str) -> tuple[Check, ...]:
+    """Return one check for every part that trtbuild needs or can use.
+
+    ``store`` is the store's folder, empty for the user's cache.
+    """
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        libraries = tuple(pool.map(_library, _LIBRARIES))
+    return (
+        *_machine(),
+        *(check for check in libraries if check.group != "gpu"),
+        *_gpus(),
+        *(check for check in libraries if check.group == "gpu"),
+        _store(store),
+    )
+
+
+def _machine() -> tuple[Check, ...]:
+    lowest, highest = _PYTHONS
+    supported = lowest <= sys.version_info[:2] <= highest
+    python = Check(
+        group="machine",
+        name="python",
+        state="ok" if supported else "broken",
+        version=platform.python_version(),
+        detail=sys.executable,
+        remedy="" if supported else "use Python 3.10 to 3.13",
+    )
+    arch = processor.arch()
+    detail = f"{_cores()} cores"
+    if processor.saturates(arch):
+        detail += "; no VNNI: int8 weights are kept to 7 bits"
+    cpu = Check(group="machine", name="processor", state="ok", version=arch, detail=detail)
+    return python, cpu, _memory()
+
+
+def _cores() -> int:
+    usable = os.sched_getaffinity(0) if sys.platform == "linux" else ()
+    return len(usable) or os.cpu_count() or 1
+
+
+def _memory() -> Check:
+    if not _MEMINFO.exists():
+        return Check(group="machine", name="memory", state="ok", detail="unknown here")
+    kib = {
+        name: int(value.split()[0])
+        for name, _, value in (line.partition(":") for line in _MEMINFO.open())
+    }
+    total, available = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
+    return Check(
+        group="machine",
+        name="memory",
+        state="ok",
+        detail=f"{total / _GIB:.1f} GiB, {available / _GIB:.1f} GiB available",
+    )
+
+
+def _library(library: _Library) -> Check:
+    version = next(filter(None, map(installed_version, library.distributions)), "")
+    if not version:
+        return Check(
+            group=library.group,
+            name=library.name,
+            state="missing",
+            detail=library.use,
+            remedy=library.install,
+        )
+    reason = _why_not_importable(library.module)
+    return Check(
+        group=library.group,
+        name=library.name,
+        state="broken" if reason else "ok",
+        version=version,
+        detail=reason or library.use,
+        remedy=_repair(reason, library.install) if reason else "",
+    )
+
+
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution, or an empty string."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _repair(reason: str, install: str) -> str:
+    if "libcuda.so" in reason or "libnvidia-ml.so" in reason:
+        return "install the NVIDIA driver, or use it on a machine that has one"
+    return install.replace("pip install", "pip install --force-reinstall", 1)
+
+
+def _why_not_importable(module: str) -> str:
+    """Return the last line of what importing ``module`` in a child printed, if it failed."""
+    return _run_python("-c", _TRY_IMPORT, module)[1]
+
+
+def _run_python(*arguments: str) -> tuple[str, str]:
+    """Return the output of this interpreter in a child process, and why it failed or ``""``."""
+    command = [sys.executable, *arguments]
+    try:
+        child = subprocess.run(  # noqa: S603  our own interpreter with our own arguments
+            command, capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"did not answer within {_IMPORT_SECONDS} s"
+    if child.returncode == 0:
+        return child.stdout, ""
+    lines = child.stderr.strip().splitlines()
+    if child.returncode < 0:
+        return child.stdout, f"died of signal {-child.returncode}"
+    return child.stdout, lines[-1] if lines else f"exit code {child.returncode}"
+
+
+def _gpus() -> tuple[Check, ...]:
+    """Return the driver and one check per GPU, through NVML where its package is installed."""
+    described, _ = (
+        _run_python("-m", "trtbuild.cli.nvml")
+        if installed_version("nvidia-ml-py")
+        else ("", "")
+    )
+    if described:
+        answer = json.loads(described)
+        return (_driver(answer["driver"]), *(_gpu(entry) for entry in answer["gpus"]))
+    archs, _ = _run_python("-c", _LIST_GPUS)
+    version = _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else ""
+    return (
+        _driver(version),
+        *(
+            _gpu({"name": f"GPU {index}", "arch": arch, "memory_bytes": 0})
+            for index, arch in enumerate(archs.split())
+        ),
+    )
+
+
+def _driver(version: str) -> Check:
+    if version:
+        return Check(group="gpu", name="nvidia driver", state="ok", version=version)
+    return Check(
+        group="gpu",
+        name="nvidia driver",
+        state="missing",
+        detail="no NVIDIA driver on this machine; engines for GPUs are built and not run here",
+        remedy="install the NVIDIA driver to run them",
+    )
+
+
+def _gpu(entry: dict[str, str | int]) -> Check:
+    memory = int(entry["memory_bytes"])
+    return Check(
+        group="gpu",
+        name=str(entry["name"]),
+        state="ok",
+        version=str(entry["arch"]),
+        detail=f"{memory // _MIB} MiB" if memory else "",
+    )
+
+
+def _store(uri: str) -> Check:
+    """Return whether engines can be stored; a store that does not exist yet is not made."""
+    name = uri or "user cache"
+    try:
+        root = location.root_of(uri)
+        existing = next(folder for folder in (root, *root.parents) if folder.exists())
+        if existing == root:
+            location.prepare(root)
+    except TrtbuildError as error:
+        return Check(group="store", name=name, state="broken", detail=str(error))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free
+    except OSError as error:
+        return Check(
+            group="store",
+            name=name,
+            state="broken",
+            detail=f"{root}: cannot write to {existing}: {error.strerror}",
+            remedy="give a folder that you may write to with --store or TRTBUILD_STORE",
+        )
+    use = "" if existing == root else "; made at first use"
+    return Check(
+        group="store",
+        name=name,
+        state="ok",
+        detail=f"{root}, {free / _GIB:.1f} GiB free{use}",
+    )
