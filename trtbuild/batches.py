@@ -6,12 +6,15 @@ names (labels, for example) are for the metric only. Samples lie along the first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
@@ -44,3 +47,48 @@ class Provider:
     calibration_batches: Callable[[], Iterable[Batch]]
     evaluation_batches: Callable[[], Iterable[Batch]]
     metric: Metric | None
+
+
+def rechunk(batches: Iterable[Batch], names: Iterable[str], size: int) -> Iterator[Batch]:
+    """Yield the same samples in batches of ``size``, whatever batches they came in.
+
+    Only the arrays called ``names`` are kept. Samples of different shapes never share a batch.
+    The last batch of each shape is as short as it must be. A batch whose arrays do not share
+    the length of their first axis has no samples, and is yielded as it is. Memory: fewer than
+    ``size`` samples of every shape that occurs.
+    """
+    wanted = tuple(names)
+    waiting: dict[tuple[object, ...], list[dict[str, Array]]] = {}
+    for batch in batches:
+        arrays = {name: batch[name] for name in wanted}
+        lengths = {array.shape[:1] for array in arrays.values()}
+        if len(lengths) != 1 or lengths == {()}:
+            yield arrays
+            continue
+        shapes = tuple((array.shape[1:], array.dtype.str) for array in arrays.values())
+        queue = waiting.setdefault(shapes, [])
+        queue.append(arrays)
+        while _length(queue) >= size:
+            yield _take(queue, size)
+    for queue in waiting.values():
+        if queue:
+            yield _take(queue, _length(queue))
+
+
+def _length(queue: list[dict[str, Array]]) -> int:
+    return sum(len(next(iter(arrays.values()))) for arrays in queue)
+
+
+def _take(queue: list[dict[str, Array]], size: int) -> dict[str, Array]:
+    """Remove the first ``size`` samples from ``queue`` and return them as one batch."""
+    taken: list[dict[str, Array]] = []
+    while size:
+        arrays = queue.pop(0)
+        length = len(next(iter(arrays.values())))
+        if length > size:
+            queue.insert(0, {name: array[size:] for name, array in arrays.items()})
+            arrays = {name: array[:size] for name, array in arrays.items()}
+            length = size
+        taken.append(arrays)
+        size -= length
+    return {name: np.concatenate([arrays[name] for arrays in taken]) for name in taken[0]}

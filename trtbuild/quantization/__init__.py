@@ -1,0 +1,1 @@
+"""Measure ranges, choose thresholds, and write Q/DQ pairs and casts into graphs."""

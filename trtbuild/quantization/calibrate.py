@@ -1,0 +1,111 @@
+"""Run a graph over calibration data once and collect the statistics of its inner tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtbuild.backends.ort_session import open_graph
+from trtbuild.batches import rechunk
+from trtbuild.errors import DataError
+from trtbuild.graph.observe import with_outputs
+from trtbuild.quantization.observer import NotFiniteError, Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from trtbuild.backends import Session
+    from trtbuild.batches import Array, Batch
+    from trtbuild.graph import Graph
+    from trtbuild.quantization.ranges import Ranges
+
+VERSION = 1
+"""Part of the key of ranges; raised when the collector starts to give other statistics."""
+
+_CHUNK = 8
+"""Samples in one forward pass, however the provider cuts its batches."""
+
+
+def calibrate(
+    graph: Graph,
+    tensors: tuple[str, ...],
+    batches: Iterable[Batch],
+    work: Path,
+    progress: Callable[[int], None],
+) -> Ranges:
+    """Return the statistics of ``tensors`` of ``graph`` over all samples of ``batches``.
+
+    One pass, one chunk of samples at a time: memory does not grow with the number of samples.
+    Samples are regrouped into chunks of one size, the last one filled up with copies that are
+    not counted, so the result does not depend on how the data was cut into batches. The
+    observed graph is written into the folder ``work``. ``progress`` is called with the number
+    of samples seen so far.
+
+    Raises:
+        DataError: there is no data, or a tensor gets NaN or infinite values; the message names
+            the tensor and the samples.
+    """
+    observers = {name: Observer() for name in tensors}
+    inner = tuple(name for name in tensors if name not in {v.name for v in graph.inputs})
+    session = open_graph(with_outputs(graph, inner, work / "observed.onnx").path, fused=True)
+    names = [spec.name for spec in graph.inputs]
+    seen = 0
+    for chunk in rechunk(batches, names, _chunk_size(graph)):
+        count = _samples(chunk)
+        observed = {**chunk, **_run(session, chunk, _chunk_size(graph))}
+        for name, observer in observers.items():
+            _observe(
+                observer, observed[name], f"samples {seen} to {seen + count - 1}: {name!r}"
+            )
+        seen += count
+        progress(seen)
+    if not seen:
+        raise DataError("the calibration data is empty: expected at least one sample")
+    return {name: observer.statistics() for name, observer in observers.items()}
+
+
+def _observe(observer: Observer, array: Array, what: str) -> None:
+    try:
+        observer.update(array)
+    except NotFiniteError as error:
+        raise DataError(
+            f"calibration {what} has {error}. Remove these samples, or correct the model where "
+            f"it overflows"
+        ) from error
+
+
+def _chunk_size(graph: Graph) -> int:
+    """Return the batch size that every input of the graph is fixed to, or 8 if it is free."""
+    fixed = {spec.shape[0] for spec in graph.inputs if spec.shape}
+    sizes = [size for size in fixed if isinstance(size, int)]
+    return sizes[0] if len(sizes) == 1 and len(fixed) == 1 else _CHUNK
+
+
+def _samples(chunk: Mapping[str, Array]) -> int:
+    return max((array.shape[0] for array in chunk.values() if array.ndim), default=1)
+
+
+def _run(session: Session, chunk: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """Run a chunk that may be short; outputs have its own samples only.
+
+    Kernels may add in another order for another number of rows: a full chunk keeps the
+    arithmetic of every sample the same.
+    """
+    if not session.outputs:
+        return {}
+    count = _samples(chunk)
+    lengths = {array.shape[:1] for array in chunk.values()}
+    if count >= size or len(lengths) != 1 or lengths == {()}:
+        return session.run(chunk)
+    filled = {name: _filled(array, size) for name, array in chunk.items()}
+    return {
+        name: array[:count] if array.shape[:1] == (size,) else array
+        for name, array in session.run(filled).items()
+    }
+
+
+def _filled(array: Array, size: int) -> Array:
+    missing = size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

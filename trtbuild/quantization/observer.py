@@ -1,0 +1,93 @@
+"""Accumulate the statistics of one tensor over a stream of arrays, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtbuild.quantization.ranges import BINS, TensorStatistics
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_PIECE = 1 << 20
+"""Elements that are binned at once, so that temporaries stay small."""
+
+_LOWEST_EXPONENT = -1074
+"""Exponent of the smallest float64: the histogram of a tensor that is 0 everywhere."""
+
+
+class NotFiniteError(ValueError):
+    """The array holds NaN or infinity; the message says how many of which."""
+
+
+class Observer:
+    """Extremes and histogram of everything that :meth:`update` was given.
+
+    The histogram's range starts at the first magnitude and doubles as needed. Doubling merges
+    neighboring bins exactly, because all ranges are powers of two: the result is the same, to
+    the last bit, for any cut of the values into arrays and any order of those.
+    """
+
+    def __init__(self) -> None:
+        self._minimum = math.inf
+        self._maximum = -math.inf
+        self._exponent = _LOWEST_EXPONENT
+        self._counts = np.zeros(BINS, dtype=np.int64)
+
+    def update(self, array: npt.NDArray[Any]) -> None:
+        """Add the values of an array of floating-point numbers, any shape.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite.
+        """
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, _PIECE):
+            self._add(flat[start : start + _PIECE])
+
+    def _add(self, piece: npt.NDArray[Any]) -> None:
+        low, high = float(piece.min()), float(piece.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            nan, inf = int(np.isnan(piece).sum()), int(np.isinf(piece).sum())
+            raise NotFiniteError(f"{nan} NaN and {inf} infinite values")
+        self._minimum = min(self._minimum, low)
+        self._maximum = max(self._maximum, high)
+        magnitude = max(abs(low), abs(high))
+        if magnitude > 0:
+            self._grow(math.frexp(magnitude)[1])
+        if self._exponent == _LOWEST_EXPONENT:
+            self._counts[0] += piece.size
+            return
+        # A power of two, so the product is exact and truncation is the bin of every value.
+        scale = math.ldexp(1.0, -self._exponent) * BINS
+        wide = np.abs(piece.astype(np.float64 if scale > np.finfo("f4").max else np.float32))
+        bins = np.multiply(wide, scale, out=wide).astype(np.intp)
+        self._counts += np.bincount(bins, minlength=BINS)
+
+    def _grow(self, exponent: int) -> None:
+        """Widen the range to ``2 ** exponent``; a smaller one changes nothing."""
+        doublings = exponent - self._exponent
+        if doublings <= 0:
+            return
+        merged = np.zeros(BINS, dtype=np.int64)
+        group = min(1 << min(doublings, BINS.bit_length() - 1), BINS)
+        kept = BINS // group
+        merged[:kept] = self._counts.reshape(kept, group).sum(axis=1)
+        self._counts, self._exponent = merged, exponent
+
+    def statistics(self) -> TensorStatistics:
+        """Return what was seen so far.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        if self._minimum > self._maximum:
+            raise ValueError("no values were observed")
+        return TensorStatistics(
+            minimum=self._minimum,
+            maximum=self._maximum,
+            exponent=self._exponent,
+            counts=self._counts.copy(),
+        )
