@@ -8,10 +8,10 @@ from onnx.version_converter import ConvertError
 
 from trtbuild.errors import BuildError
 
-_LOWEST = 13
+PER_AXIS = 13
 """QuantizeLinear with an axis came with opset 13 (ONNX operator changelog)."""
 
-_RAISED = 17
+COMMON = 17
 """LayerNormalization is one operator from 17 on; all nine light models convert to it."""
 
 
@@ -19,22 +19,24 @@ _IR_WITH_FREE_INITIALIZERS = 8
 """Below IR version 4 the converter knows only initializers that are inputs too."""
 
 
-def raise_opset(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """Return the model at opset 17 if it was below 13; others are returned as they are.
+def raise_opset(
+    model: ir.Model, lowest: int = PER_AXIS, raised: int = COMMON
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return the model at opset ``raised`` if it was below ``lowest``, else as it is.
 
     Raises:
         BuildError: the model cannot be converted.
     """
-    version = model.opset_imports.get("", _LOWEST)
-    if version >= _LOWEST:
+    version = model.opset_imports.get("", 1)
+    if version >= lowest:
         return model, ()
     proto = ir.to_proto(model)
     proto.ir_version = max(proto.ir_version, _IR_WITH_FREE_INITIALIZERS)
     try:
-        converted = version_converter.convert_version(proto, _RAISED)
+        converted = version_converter.convert_version(proto, raised)
     except (RuntimeError, ValueError, ConvertError) as error:
         raise BuildError(
-            f"opset {version} of the model cannot be raised to {_RAISED}, which Q/DQ needs: "
-            f"{error}. Export the model with opset {_RAISED} or higher"
+            f"opset {version} of the model cannot be raised to {raised}, which is needed: "
+            f"{error}. Export the model with opset {raised} or higher"
         ) from error
-    return ir.from_proto(converted), (f"opset {version} raised to {_RAISED}",)
+    return ir.from_proto(converted), (f"opset {version} raised to {raised}",)
