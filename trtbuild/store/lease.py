@@ -84,12 +84,12 @@ def flight(
 
 
 def _acquired(lease: filelock.BaseFileLock, root: Path) -> bool:
-    try:
-        with explained(root):
+    with explained(root):
+        try:
             lease.acquire(blocking=False)
-    except filelock.Timeout:
-        return False
-    return True
+        except filelock.Timeout:  # an OSError too, but no fault
+            return False
+        return True
 
 
 @functools.cache

@@ -176,8 +176,8 @@ def decode_record(data: bytes) -> Record:
         plain: object = msgspec.json.decode(envelope.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RecordError(str(error)) from error
-    # One spelling per record: refuses duplicate fields, white space and loose base64.
-    if encode(envelope) != data or encode(plain) != envelope.payload:
+    # One spelling per record: refuses missing and duplicate fields, white space, loose base64.
+    if encode(envelope) != data or not encode(record) == encode(plain) == envelope.payload:
         message = "it is not in canonical form"
         raise RecordError(message)
     return record

@@ -1,0 +1,202 @@
+"""``trtbuild cache``: what the store holds, and why two keys differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtbuild.cli.options import (  # Typer reads the annotations when it runs
+    JsonOption,  # noqa: TC001  as above
+    StoreOption,  # noqa: TC001  as above
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trtbuild.engine import Manifest
+    from trtbuild.store import Record, Store
+
+app = typer.Typer(
+    help="See what the store holds, and why two keys differ.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+EngineArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENGINE",
+        help="Digest or key (or 6 or more of its first digits), or path of an engine file.",
+    ),
+]
+
+_SHOWN_DIGITS = 12
+
+
+@app.command("ls")
+def list_engines(store: StoreOption = "", *, json: JsonOption = False) -> None:
+    """List the engines in the store, newest first."""
+    from trtbuild.store import Store
+
+    opened = Store.open(store)
+    records = sorted(opened.records("engine"), key=lambda record: record.created, reverse=True)
+    rows = [(record, _manifest(record)) for record in records]
+    if json:
+        _print_json({"schema": 1, "engines": [_entry(*row) for row in rows]})
+    elif rows:
+        head = ("KEY", "ENGINE", "TARGET", "PRECISION", "SIZE", "CREATED")
+        _print_table([head, *(_row(*row) for row in rows)])
+    else:
+        typer.echo(f"no engines in {opened.root}; 'trtbuild engine SOURCE' builds one")
+    _warn(opened)
+
+
+@app.command()
+def show(engine: EngineArgument, store: StoreOption = "", *, json: JsonOption = False) -> None:
+    """Show one record: its blobs, what its key was made of, and its manifest.
+
+    The key of any other record (ranges, network ...) is taken as well.
+    """
+    from trtbuild.store import Store, find_record
+
+    opened = Store.open(store)
+    record = find_record(opened, engine)
+    if json:
+        _print_json(_document(opened, record))
+    else:
+        _print_record(opened, record)
+    _warn(opened)
+
+
+@app.command()
+def why(
+    first: Annotated[str, typer.Argument(metavar="A", help="An engine, or any key.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Say in which fields two keys differ, with both values."""
+    from trtbuild.errors import UsageError
+    from trtbuild.store import Store, find_record
+    from trtbuild.store.difference import differences
+
+    opened = Store.open(store)
+    records = find_record(opened, first), find_record(opened, second)
+    if records[0].kind != records[1].kind:
+        message = (
+            f"{first!r} is the key of kind {records[0].kind!r}, {second!r} of "
+            f"{records[1].kind!r}: give two of one kind"
+        )
+        raise UsageError(message)
+    found = differences(*records)
+    if json:
+        keys = [record.key for record in records]
+        fields = [
+            {"field": each.field, "first": each.first, "second": each.second} for each in found
+        ]
+        _print_json({"schema": 1, "kind": records[0].kind, "keys": keys, "differences": fields})
+    elif records[0].key == records[1].key:
+        typer.echo(f"same key: {records[0].kind} {records[0].key}")
+    else:
+        head = ("FIELD", *(record.key[:_SHOWN_DIGITS] for record in records))
+        _print_table([head, *((each.field, each.first, each.second) for each in found)])
+    _warn(opened)
+
+
+def _manifest(record: Record) -> Manifest | None:
+    """Return the manifest of an engine record, None where another version wrote it."""
+    from trtbuild.engine import Manifest
+    from trtbuild.errors import StoreError
+
+    try:
+        return record.read(Manifest)
+    except StoreError:
+        return None
+
+
+def _row(record: Record, manifest: Manifest | None) -> tuple[str, ...]:
+    key = record.key[:_SHOWN_DIGITS]
+    if manifest is None:
+        return (key, "?", "?", "?", "?", record.created)
+    return (
+        key,
+        manifest.sha256[:_SHOWN_DIGITS],
+        str(manifest.preimage.target),
+        manifest.precision_requested,
+        f"{manifest.bytes / 1e6:.1f} MB",
+        record.created,
+    )
+
+
+def _entry(record: Record, manifest: Manifest | None) -> dict[str, object]:
+    entry: dict[str, object] = {"key": record.key, "created": record.created}
+    if manifest is None:
+        return entry
+    target = manifest.preimage.target
+    return entry | {
+        "sha256": manifest.sha256,
+        "bytes": manifest.bytes,
+        "backend": target.backend,
+        "backend_version": manifest.preimage.fingerprint.version,
+        "arch": target.arch,
+        "precision_requested": manifest.precision_requested,
+        "precision_achieved": manifest.layers.precision_achieved,
+        "int8_mac_share": manifest.int8_mac_share,
+        "fused_layers": manifest.layers.fused,
+    }
+
+
+def _document(store: Store, record: Record) -> dict[str, object]:
+    """Return the whole record; ``value`` is the manifest where it is an engine's."""
+    blobs = [
+        {
+            "name": blob.name,
+            "sha256": blob.sha256,
+            "bytes": blob.bytes,
+            "path": str(store.path(blob.sha256)),
+        }
+        for blob in record.blobs
+    ]
+    return {
+        "schema": 1,
+        "kind": record.kind,
+        "key": record.key,
+        "created": record.created,
+        "blobs": blobs,
+        "preimage": record.preimage,
+        "value": record.value,
+    }
+
+
+def _print_json(document: object) -> None:
+    from msgspec.json import encode, format  # noqa: A004  used in this function only
+
+    typer.echo(format(encode(document), indent=2).decode())
+
+
+def _print_record(store: Store, record: Record) -> None:
+    _print_table([("kind", record.kind), ("key", record.key), ("created", record.created)])
+    blobs = [
+        (f"blob {blob.name}", f"{blob.bytes} bytes", str(store.path(blob.sha256)))
+        for blob in record.blobs
+    ]
+    _print_table(blobs)
+    typer.echo("\nkey made of:")
+    _print_json(record.preimage)
+    typer.echo("\nmanifest:" if record.kind == "engine" else "\nvalue:")
+    _print_json(record.value)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows of equal length in aligned columns, plain, so that pipes can cut them."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _warn(store: Store) -> None:
+    for incident in store.incidents:
+        typer.echo(f"warning: {incident.path}: {incident.reason}", err=True)
