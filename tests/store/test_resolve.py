@@ -57,7 +57,7 @@ def test_what_names_nothing_is_a_usage_error_that_says_what_to_give(
             with pytest.raises(UsageError, match="names nothing in the store"):
                 find(store, text)
     (tmp_path / "other.plan").write_bytes(b"other")
-    with pytest.raises(UsageError, match="no engine in the store .* has these bytes"):
+    with pytest.raises(UsageError, match=r"no engine in the store .* has these bytes"):
         find_engine(store, str(tmp_path / "other.plan"))
 
 
@@ -66,7 +66,7 @@ def test_an_ambiguous_prefix_is_refused_with_what_it_could_be(store: Store) -> N
     for key in (first, second):
         store.put(make_record("engine", key, {}, {}))
         store.put(make_record("ranges", key, {}, {}))
-    with pytest.raises(UsageError, match="names more than one: engine abcdef000000 .*abcdef1"):
+    with pytest.raises(UsageError, match=r"names more than one: engine abcdef000000 .*abcdef1"):
         find_engine(store, "abcdef")
     assert find_engine(store, "abcdef0").key == first
 
@@ -77,7 +77,7 @@ def test_any_record_is_found_by_its_key(store: Store) -> None:
     with pytest.raises(UsageError):
         find_engine(store, ranges.key)
     store.put(make_record("network", ranges.key, {}, {}))
-    with pytest.raises(UsageError, match="names more than one: ranges .*; network "):
+    with pytest.raises(UsageError, match=r"names more than one: ranges .*; network "):
         find_record(store, ranges.key[:8])
 
 

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import (  # Typer reads the annotations when it runs
-    JsonOption,  # noqa: TC001  as above
-    StoreOption,  # noqa: TC001  as above
-)
+from trtbuild.cli.options import JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
