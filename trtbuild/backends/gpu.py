@@ -1,0 +1,35 @@
+"""The GPUs of this machine, asked through the driver's own library; needs no Python package."""
+
+from __future__ import annotations
+
+import ctypes
+
+_LIBRARY = "libcuda.so.1"
+_COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, cuda.h
+_COMPUTE_CAPABILITY_MINOR = 76
+
+
+def archs() -> tuple[str, ...]:
+    """Return the architectures of this machine's GPUs (``sm_89``) in the driver's order.
+
+    Empty where there is no driver, or no device that it may use.
+    """
+    try:
+        cuda = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    return tuple(_arch(cuda, index) for index in range(count.value))
+
+
+def _arch(cuda: ctypes.CDLL, index: int) -> str:
+    device = ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    digits = []
+    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        digits.append(str(value.value))
+    return f"sm_{''.join(digits)}"

@@ -1,0 +1,153 @@
+"""Builds in a child process, because libraries crash, hang and take all memory.
+
+The child gets a private folder, a minimal environment, a raised stack, a memory limit and a
+wall-clock limit. What it prints is kept in part; how it dies becomes an error with a remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+import trtbuild
+from trtbuild.backends import diagnosis
+from trtbuild.backends.job import (
+    Failure,
+    Job,
+    OutOfMemory,
+    Success,
+    decode_outcome,
+    encode,
+    error_of,
+)
+from trtbuild.errors import BuildError
+
+if TYPE_CHECKING:
+    from trtbuild.backends.job import BuildRequest, Outcome
+    from trtbuild.engine import BuildRecord
+    from trtbuild.recipe import Limits
+
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+"""What the child inherits; a variable that a library reads and that is not here has no
+effect."""
+
+_KEPT_OUTPUT_BYTES = 64 << 10
+_READ_BYTES = 64 << 10
+_MIB = 1 << 20
+
+
+def build_isolated(request: BuildRequest, limits: Limits) -> BuildRecord:
+    """Build the engine of ``request`` in its own process and return its record.
+
+    ``request.out`` appears when the build succeeded, and only then; its folder must exist.
+
+    Raises:
+        BuildError: the model cannot be built, or the builder crashed, hung, or ran out of
+        memory.
+        TrtbuildError: any other error that the backend raised, with its own class.
+    """
+    parent = request.out.parent.resolve()
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=parent) as name:
+        folder = Path(name)
+        engine = folder / "engine"
+        graph = msgspec.structs.replace(request.graph, path=request.graph.path.resolve())
+        job = Job(
+            request=msgspec.structs.replace(request, graph=graph, out=engine),
+            memory_bytes=(limits.build_memory_mib or 0) * _MIB,
+            parent_pid=os.getpid(),
+        )
+        (folder / "job.json").write_bytes(encode(job))
+        death = _run(folder, limits.build_seconds)
+        outcome = _outcome(folder)
+        if death is not None and not isinstance(outcome, Success):
+            raise BuildError(diagnosis.of_death(request, limits, death))
+        if isinstance(outcome, Failure):
+            raise error_of(outcome)
+        if isinstance(outcome, OutOfMemory):
+            raise BuildError(diagnosis.of_memory(request, limits, outcome.detail))
+        if outcome is None:
+            message = f"{request.graph.path}: the builder ended without an outcome"
+            raise BuildError(message)
+        engine.replace(request.out)
+        return outcome.record
+
+
+def _outcome(folder: Path) -> Outcome | None:
+    """Return what the child left, or ``None`` when it died before, or while, it wrote it."""
+    path = folder / "outcome.json"
+    if not path.exists():
+        return None
+    try:
+        return decode_outcome(path.read_bytes())
+    except msgspec.DecodeError:
+        return None
+
+
+def _run(folder: Path, seconds: int) -> diagnosis.Death | None:
+    """Run the child to its end and return how it died, or ``None`` when it ended well."""
+    command = [sys.executable, "-m", "trtbuild.backends.child", str(folder / "job.json")]
+    child = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=_environment(folder),
+        start_new_session=True,
+    )
+    try:
+        output, in_time = _read_until(child, time.monotonic() + seconds)
+    finally:
+        # Ctrl-C too ends here: TensorRT swallows it, so only a kill is prompt.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+    if in_time and child.returncode == 0:
+        return None
+    progress = folder / "progress"
+    return diagnosis.Death(
+        returncode=child.returncode,
+        timed_out=not in_time,
+        doing=progress.read_text(errors="replace") if progress.exists() else "",
+        output=output.decode(errors="replace"),
+    )
+
+
+def _read_until(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
+    """Read what ``child`` prints until it ends; return the end of it, and whether in time."""
+    kept = b""
+    if child.stdout is None:
+        message = "the child was started without a pipe"
+        raise ValueError(message)
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            if not selector.select(left):
+                return kept, False
+            piece = os.read(child.stdout.fileno(), _READ_BYTES)
+            if not piece:
+                break
+            kept = (kept + piece)[-_KEPT_OUTPUT_BYTES:]
+    try:
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return kept, False
+    return kept, True
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    package = Path(trtbuild.__file__).resolve().parents[1]
+    return kept | {"PYTHONPATH": str(package), "TMPDIR": str(folder), "PYTHONUTF8": "1"}

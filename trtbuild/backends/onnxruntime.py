@@ -1,0 +1,133 @@
+"""ONNX Runtime on this machine's processor: the backend that always works.
+
+An engine is the session that ONNX Runtime optimized for this instruction set, written as one
+ONNX file. This module is read on the way to a cache hit and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import Availability, processor
+from trtbuild.backends import fingerprint as fingerprints
+from trtbuild.backends.scheme import Scheme
+from trtbuild.engine import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Setting, ShapeRange
+    from trtbuild.graph import Graph
+
+NAME = "onnxruntime"
+_DISTRIBUTION = "onnxruntime"
+
+OPTIONS: Mapping[str, Setting] = {}
+"""None: thread counts and the like belong to a session and change no byte of an engine."""
+
+_CARRIERS = (
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Flatten",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "MaxPool",
+    "Mul",
+    "Reshape",
+    "Resize",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+"""Operators that stayed in 8 bits between two quantized convolutions in ONNX Runtime 1.32: each was
+built with Q/DQ on all sides and the optimized graph read back. Those that only move values
+(Flatten, MaxPool, Reshape, nearest Resize, Slice, Squeeze, Transpose, Unsqueeze) did so only with
+one scale and zero point in and out. Clip, Div, HardSigmoid, Max, Pad, ReduceMean, Relu, Split,
+Sub, Tanh and linear Resize went through float; Relu and Clip behind a convolution fuse into it."""
+
+
+def _scheme(arch: str) -> Scheme:
+    """Return the Q/DQ form whose kernels ONNX Runtime has for this processor.
+
+    A convolution becomes ``QLinearConv`` only between Q/DQ pairs on input, weight and output,
+    with its bias in INT32 at scale input times weight. ``QGemm`` and ``MatMulIntegerToFloat``
+    exist with a float output too, which costs less than to quantize and dequantize it.
+    """
+    narrow = processor.saturates(arch)
+    return Scheme(
+        name="onnxruntime-u8s7" if narrow else "onnxruntime-u8s8",
+        activation="uint8",
+        requantize_outputs=("Conv",),
+        bias="int32",
+        compute=("Conv", "Gemm", "MatMul"),
+        carriers=_CARRIERS,
+        weight_bits=7 if narrow else 8,
+    )
+
+
+SCHEME = _scheme(processor.arch())
+
+
+def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
+    """Return this processor, or what is said of each architecture in ``archs``."""
+    here = processor.arch()
+    missing = ""
+    if not fingerprints.version(_DISTRIBUTION):
+        missing = "the Python package 'onnxruntime' is not installed: pip install trtbuild"
+    return tuple(_availability(arch, here, missing) for arch in archs or (here,))
+
+
+def _availability(arch: str, here: str, missing: str) -> Availability:
+    reason = missing
+    if arch != here:
+        reason = (
+            f"ONNX Runtime optimizes for the processor that it runs on, here {here}: build and "
+            f"run "
+            f"engines for {arch} on such a machine"
+        )
+    target = Target(backend=NAME, arch=arch, os=processor.os_name())
+    return Availability(target=target, cannot_build=reason, cannot_run=reason)
+
+
+def fingerprint(target: Target) -> Fingerprint:
+    """Return the installed ONNX Runtime: its version, and a digest of its files."""
+    return fingerprints.installed(target.backend, (_DISTRIBUTION,), "trtbuild")
+
+
+def preflight(graph: Graph, target: Target, precision: Precision) -> None:
+    """Refuse a graph that is not valid ONNX or holds impossible sizes or constants.
+
+    Raises:
+        BuildError: the message names the node or tensor.
+    """
+    from trtbuild.backends import preflight as checks  # noqa: PLC0415  heavy: reads ONNX
+
+    del target, precision  # ONNX Runtime takes every type that the graph may hold
+    checks.check(graph)
+
+
+def build(
+    graph: Graph,
+    profiles: tuple[tuple[ShapeRange, ...], ...],
+    settings: Mapping[str, Setting],
+    target: Target,
+    out: Path,
+) -> BuildRecord:
+    """Write the optimized session of ``graph`` to ``out``.
+
+    Profiles change nothing here; they only have to fit the inputs.
+
+    Raises:
+        BuildError: the graph cannot be run, or its engine would be larger than 2 GiB.
+    """
+    from trtbuild.backends import ort_build  # noqa: PLC0415  heavy: onnx and onnxruntime
+
+    if settings:
+        message = f"onnxruntime honors no build settings, got {dict(settings)}"
+        raise ValueError(message)
+    return ort_build.build(graph, profiles, target, out)

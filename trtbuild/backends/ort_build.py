@@ -1,0 +1,93 @@
+"""Builds ONNX Runtime engines: optimize a staged graph for this processor, read it back."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnxruntime as ort
+
+from trtbuild.backends import memory, processor, profiles, staging
+from trtbuild.backends.diagnosis import MEMORY_WORDS
+from trtbuild.backends.job import PROGRESS
+from trtbuild.backends.ort_layers import read_layers
+from trtbuild.backends.ort_session import specs_of
+from trtbuild.engine import BuildRecord
+from trtbuild.errors import BuildError
+
+if TYPE_CHECKING:
+    from trtbuild.engine import ShapeRange, Target
+    from trtbuild.graph import Graph
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_ERRORS_ONLY = 3
+
+
+def build(
+    graph: Graph, ranges: tuple[tuple[ShapeRange, ...], ...], target: Target, out: Path
+) -> BuildRecord:
+    """Write the engine of ``graph`` for this processor to ``out``.
+
+    Raises:
+        BuildError: see :func:`trtbuild.backends.onnxruntime.build`.
+        MemoryError: the optimizer could not get memory.
+    """
+    started = time.perf_counter()
+    if target.arch != processor.arch():
+        message = (
+            f"{graph.path}: ONNX Runtime builds for this processor, {processor.arch()}, not "
+            f"for "
+            f"{target.arch}: build on such a machine"
+        )
+        raise BuildError(message)
+    profiles.check(graph, ranges)
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=out.parent) as folder:
+        PROGRESS.debug("reading the model")
+        staged = staging.stage(graph.path, Path(folder) / "model")
+        size = staged.data_bytes + staged.path.stat().st_size
+        if size > _PROTOBUF_LIMIT_BYTES:
+            message = (
+                f"{graph.path}: {size} bytes of weights do not fit into one ONNX file (2 GiB): "
+                f"quantize or convert the model to fp16, or build it for tensorrt-rtx"
+            )
+            raise BuildError(message)
+        PROGRESS.debug("optimizing the graph")
+        session = _optimize(graph, staged, out)
+    PROGRESS.debug("reading the optimized graph back")
+    layers = read_layers(onnx.load(out, load_external_data=False), staged)
+    return BuildRecord(
+        layers=layers,
+        inputs=specs_of(session.get_inputs()),
+        outputs=specs_of(session.get_outputs()),
+        warnings=(),
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=memory.peak_rss_bytes(),
+    )
+
+
+def _optimize(graph: Graph, staged: staging.Staged, out: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(out)
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        session = ort.InferenceSession(
+            str(staged.path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the binding's exceptions share no base class
+        text = staged.original(" ".join(str(error).split()))
+        if isinstance(error, MemoryError) or any(word in text for word in MEMORY_WORDS):
+            raise MemoryError(text) from error
+        message = (
+            f"{graph.path}: ONNX Runtime {ort.__version__} refuses the model: {text}. Replace "
+            f"what it "
+            f"names, or build for another backend"
+        )
+        raise BuildError(message) from error
+    if not out.exists():
+        message = f"{graph.path}: ONNX Runtime {ort.__version__} wrote no optimized model"
+        raise BuildError(message)
+    return session
