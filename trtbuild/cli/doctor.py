@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from trtbuild.cli.options import JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from trtbuild.cli.installation import Check
 
 _NAME_WIDTH = 16
 
@@ -21,12 +28,19 @@ def doctor(store: StoreOption = "", json: JsonOption = False) -> None:
         typer.echo(encode(document))
         return
     typer.echo(f"trtbuild {version or '(not installed)'}")
+    for line in lines(checks):
+        typer.echo(line)
+
+
+def lines(checks: Iterable[Check]) -> Iterator[str]:
+    """Yield the lines of the report: a heading per group, one or two lines per check."""
     group = ""
     for check in checks:
         if check.group != group:
             group = check.group
-            typer.echo(f"\n{group}")
+            yield ""
+            yield group
         about = "  ".join(filter(None, (check.version, check.detail)))
-        typer.echo(f"  {check.state:<8} {check.name:<{_NAME_WIDTH}} {about}".rstrip())
+        yield f"  {check.state:<8} {check.name:<{_NAME_WIDTH}} {about}".rstrip()
         if check.remedy:
-            typer.echo(f"  {'':<8} {'':<{_NAME_WIDTH}} -> {check.remedy}")
+            yield f"  {'':<8} {'':<{_NAME_WIDTH}} -> {check.remedy}"

@@ -58,7 +58,7 @@ class Check(Value, frozen=True):
     remedy: str = ""
 
 
-class _Library(Value, frozen=True):
+class Library(Value, frozen=True):
     """A Python library: its distributions (the first one found counts), its module, its use."""
 
     group: Literal["backends", "frameworks", "gpu"]
@@ -69,8 +69,8 @@ class _Library(Value, frozen=True):
     use: str
 
 
-_LIBRARIES = (
-    _Library(
+LIBRARIES: tuple[Library, ...] = (
+    Library(
         group="backends",
         name="onnxruntime",
         distributions=("onnxruntime", "onnxruntime-gpu"),
@@ -78,7 +78,7 @@ _LIBRARIES = (
         install="pip install onnxruntime",
         use="builds and runs engines for this processor",
     ),
-    _Library(
+    Library(
         group="backends",
         name="tensorrt-rtx",
         distributions=("tensorrt-rtx-cu13", "tensorrt-rtx"),
@@ -86,7 +86,7 @@ _LIBRARIES = (
         install="pip install 'trtbuild[rtx]'",
         use="builds engines for NVIDIA RTX GPUs, also without one; runs them where one is",
     ),
-    _Library(
+    Library(
         group="frameworks",
         name="torch",
         distributions=("torch",),
@@ -94,7 +94,7 @@ _LIBRARIES = (
         install="pip install 'trtbuild[torch]'",
         use="reads PyTorch models and .pt2 files",
     ),
-    _Library(
+    Library(
         group="frameworks",
         name="onnxscript",
         distributions=("onnxscript",),
@@ -102,7 +102,7 @@ _LIBRARIES = (
         install="pip install onnxscript",
         use="exports PyTorch models, simplifies graphs",
     ),
-    _Library(
+    Library(
         group="frameworks",
         name="safetensors",
         distributions=("safetensors",),
@@ -110,7 +110,7 @@ _LIBRARIES = (
         install="pip install 'trtbuild[torch]'",
         use="reads weights without running code",
     ),
-    _Library(
+    Library(
         group="gpu",
         name="pycuda",
         distributions=("pycuda",),
@@ -118,7 +118,7 @@ _LIBRARIES = (
         install="pip install 'trtbuild[tensorrt]'",
         use="memory and streams of engines on a GPU",
     ),
-    _Library(
+    Library(
         group="gpu",
         name="nvidia-ml-py",
         distributions=("nvidia-ml-py",),
@@ -135,17 +135,18 @@ def examine(store: str) -> tuple[Check, ...]:
     ``store`` is the store's folder, empty for the user's cache.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
-        libraries = tuple(pool.map(_library, _LIBRARIES))
+        libraries = tuple(pool.map(library_check, LIBRARIES))
     return (
-        *_machine(),
+        *machine_checks(),
         *(check for check in libraries if check.group != "gpu"),
-        *_gpus(),
+        *gpu_checks(),
         *(check for check in libraries if check.group == "gpu"),
-        _store(store),
+        store_check(store),
     )
 
 
-def _machine() -> tuple[Check, ...]:
+def machine_checks() -> tuple[Check, ...]:
+    """Return the interpreter, the processor and the memory."""
     lowest, highest = _PYTHONS
     supported = lowest <= sys.version_info[:2] <= highest
     python = Check(
@@ -174,7 +175,9 @@ def _memory() -> Check:
         return Check(group="machine", name="memory", state="ok", detail="unknown here")
     kib = {
         name: int(value.split()[0])
-        for name, _, value in (line.partition(":") for line in _MEMINFO.open())
+        for name, _, value in (
+            line.partition(":") for line in _MEMINFO.read_text().splitlines()
+        )
     }
     total, available = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
     return Check(
@@ -185,7 +188,8 @@ def _memory() -> Check:
     )
 
 
-def _library(library: _Library) -> Check:
+def library_check(library: Library) -> Check:
+    """Return whether ``library`` is installed and a child process can import it."""
     version = next(filter(None, map(installed_version, library.distributions)), "")
     if not version:
         return Check(
@@ -242,7 +246,7 @@ def _run_python(*arguments: str) -> tuple[str, str]:
     return child.stdout, lines[-1] if lines else f"exit code {child.returncode}"
 
 
-def _gpus() -> tuple[Check, ...]:
+def gpu_checks() -> tuple[Check, ...]:
     """Return the driver and one check per GPU, through NVML where its package is installed."""
     described, _ = (
         _run_python("-m", "trtbuild.cli.nvml")
@@ -286,7 +290,7 @@ def _gpu(entry: dict[str, str | int]) -> Check:
     )
 
 
-def _store(uri: str) -> Check:
+def store_check(uri: str) -> Check:
     """Return whether engines can be stored; a store that does not exist yet is not made."""
     name = uri or "user cache"
     try:
