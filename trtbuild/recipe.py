@@ -1,4 +1,4 @@
-"""The recipe: what a user asks for, read strictly from ``engines/NAME.toml`` or made from a call.
+"""The recipe: what a user asks for, read strictly from ``engines/NAME.toml`` or from a call.
 
 Everything that can be wrong with a recipe is said here, before any work, with file, table and
 key. Behind :func:`load_recipe` nobody checks again.
@@ -29,7 +29,8 @@ UNSUPPORTED_PRECISIONS = ("tf32", "fp8", "int4", "nvfp4", "best")
 class Source(Value, frozen=True):
     """The ``[source]`` table: exactly one framework, and where its model is.
 
-    ``torch`` is ``file.py:factory`` or ``package.module:factory``; ``pt2`` and ``onnx`` are files.
+    ``torch`` is ``file.py:factory`` or ``package.module:factory``; ``pt2`` and ``onnx`` are
+    files.
     """
 
     onnx: str | None = None
@@ -59,8 +60,8 @@ class Quantization(Value, frozen=True):
     """The ``[quantization]`` table.
 
     ``provider`` is a provider's file, an ``.npz`` file or a folder of ``.npy`` files;
-    ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names (shell
-    patterns) that stay in floating point.
+    ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names
+    (shell patterns) that stay in floating point.
     """
 
     precision: Precision = "fp32"
@@ -73,8 +74,8 @@ class Quantization(Value, frozen=True):
         """Refuse INT8 without data."""
         if self.precision == "int8" and self.provider is None:
             message = (
-                "precision int8 needs calibration data: name a provider, an .npz file or a folder "
-                "(random data is never used silently)"
+                "precision int8 needs calibration data: name a provider, an .npz file or a "
+                "folder (random data is never used silently)"
             )
             raise ValueError(message)
 
@@ -96,8 +97,8 @@ class Build(Value, frozen=True):
     """
 
     targets: tuple[str, ...] = ()
-    profiles: dict[str, Profile] = {}
-    options: dict[str, Setting] = {}
+    profiles: dict[str, Profile] = msgspec.field(default_factory=dict)
+    options: dict[str, Setting] = msgspec.field(default_factory=dict)
 
     def shape_ranges(self) -> tuple[ShapeRange, ...]:
         """Return the one optimization profile of this recipe, inputs in the recipe's order."""
@@ -203,14 +204,14 @@ def _refuse_unsupported(path: Path, tables: dict[str, object]) -> None:
         and quantization.get("precision") in UNSUPPORTED_PRECISIONS
     ):
         message = (
-            f"{path}: [quantization] precision = {quantization['precision']!r} is not built by this "
-            f"version: expected fp32, fp16, bf16 or int8"
+            f"{path}: [quantization] precision = {quantization['precision']!r} is not built by "
+            f"this version: expected fp32, fp16, bf16 or int8"
         )
         raise RecipeError(message)
 
 
 def _explain(message: str) -> str:
-    """Turn msgspec's ``Expected ... - at `$.gates.max_drop` `` into ``[gates] max_drop: ...``."""
+    """Turn ``Expected ... - at `$.gates.max_drop` `` into ``[gates] max_drop: Expected ...``."""
     text, _, place = message.partition(" - at `$")
     keys = [key for key in place.rstrip("`").split(".") if key]
     if not keys:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from trtbuild.engine import Value
+from trtbuild.engine import Target, Value
 from trtbuild.errors import MissingBackendError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         Precision,
         Setting,
         ShapeRange,
-        Target,
         TensorSpec,
     )
     from trtbuild.graph import Graph
