@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from trtbuild.report.sections import sections, verdict
@@ -9,6 +10,9 @@ from trtbuild.report.sections import sections, verdict
 if TYPE_CHECKING:
     from trtbuild.report.document import Report
     from trtbuild.report.sections import Section
+
+_SPECIAL = re.compile(r"[\\`*\[\]<>|#]|(?<!\w)_|_(?!\w)")
+"""What has a meaning in Markdown; an underscore within a word (``sm_89``) has none."""
 
 
 def to_markdown(report: Report) -> str:
@@ -44,6 +48,4 @@ def _bullet(note: str) -> str:
 
 def _escaped(text: str) -> str:
     """Return ``text`` so that GitHub shows it as it is, on one line."""
-    for character in "\\`*_[]<>|#":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TWIN = "twin (target device absent)"
 DEVICE = "target device"
 
-_DIGEST_DIGITS = 12
+_DIGEST_DIGITS = 8
 _BYTES_PER_KIB = 1024
 _NOTHING = "-"
 
@@ -147,7 +147,6 @@ def _engines(report: Report) -> Section:
     rows = tuple(
         (
             _joined([engine.target]),
-            engine.precision_requested,
             _layers(engine),
             f"{100 * engine.int8_mac_share:.1f} %",
             str(engine.fused_layers),
@@ -157,10 +156,11 @@ def _engines(report: Report) -> Section:
         )
         for engine in report.engines
     )
+    asked = ", ".join(dict.fromkeys(engine.precision_requested for engine in report.engines))
     return Section(
-        title="Engines",
+        title=f"Engines, asked to compute in {asked}",
         columns=_columns(
-            "target", "asked", "compute layers", "#INT8 MACs", "#fused", "#size", "sha256", ""
+            "target", "compute layers", "#INT8 MACs", "#fused", "#size", "sha256", ""
         ),
         rows=rows,
     )
@@ -192,14 +192,7 @@ def _verification(where: str, engines: tuple[EngineReport, ...]) -> Iterable[Sec
     yield Section(
         title=f"Accuracy {where}",
         columns=_columns(
-            "target",
-            "metric",
-            "#framework",
-            "#engine",
-            "#drop [95 %]",
-            "#worse",
-            "#better",
-            "#of",
+            "target", "metric", "#framework", "#engine", "#drop", "#95 % interval"
         ),
         rows=metrics,
         notes=_accuracy_notes(engines),
@@ -224,6 +217,9 @@ def _accuracy_notes(engines: Sequence[EngineReport]) -> tuple[str, ...]:
         notes["the graph that was built ran on ONNX Runtime: accuracy only, no latency"] = None
     for engine in engines:
         found = engine.verification
+        for name, metric in found.metrics.items():
+            changed = f"{metric.worse_units} worse and {metric.better_units} better"
+            notes[f"{name}: of {metric.units} units, {changed} than the framework"] = None
         if found.twin_reason:
             notes[found.twin_reason] = None
         if not found.accuracy_gated:
@@ -241,9 +237,6 @@ def _metric_cells(found: MetricEstimate) -> tuple[str, ...]:
         "NaN" if engine is None else f"{engine.value:.4f}",
         "NaN" if drop is None else f"{drop.value:+.4f}",
         _NOTHING if drop is None else f"[{drop.low:+.4f}, {drop.high:+.4f}]",
-        str(found.worse_units),
-        str(found.better_units),
-        str(found.units),
     )
 
 
@@ -305,13 +298,17 @@ def _latency_cells(latency: LatencyMs) -> tuple[str, ...]:
 
 
 def _failures(report: Report) -> Section:
-    notes = []
-    for engine in report.engines:
-        label = f"{engine.target}, {measured_on(engine.verification)}"
-        for gate in engine.verification.gates:
-            if not gate.passed:
-                notes.append(f"{label}: {gate.name} failed: {gate.detail}")
-                notes += [f"    try: {advice}" for advice in gate.advice]
+    notes: list[str] = []
+    for where, engines in _groups(report):
+        failed = _merged(
+            (engine.target, (gate.name, gate.detail, *gate.advice))
+            for engine in engines
+            for gate in engine.verification.gates
+            if not gate.passed
+        )
+        for targets, name, detail, *advice in failed:
+            notes.append(f"{targets} {where}: {name} failed: {detail}")
+            notes += [f"    try: {line}" for line in advice]
     return Section(title="What failed, and what to try", notes=tuple(notes))
 
 
@@ -349,8 +346,9 @@ def _joined(targets: Sequence[str]) -> str:
 
 
 def _layers(engine: EngineReport) -> str:
-    found = engine.precision_achieved.items()
-    return ", ".join(f"{count} {precision}" for precision, count in found) or "none"
+    """Return the counts by precision, what was asked for in front."""
+    counts = dict.fromkeys([engine.precision_requested], 0) | engine.precision_achieved
+    return ", ".join(f"{count} {precision}" for precision, count in counts.items())
 
 
 def _size(size_bytes: int) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trtbuild.report.sections import Section
 
 _PIPE_COLUMNS = 100
+_LONGEST_WORD = 18  # an architecture's name; a longer word is folded where space is short
 
 _STYLES = {
     "passed": "green",
@@ -36,7 +37,10 @@ def print_report(report: Report, out: TextIO) -> None:
     if out.isatty():
         _draw(report, Console(file=out, markup=False, highlight=False, emoji=False))
     else:
-        out.write(to_text(report, width=_PIPE_COLUMNS))
+        # A pipe in another encoding than UTF-8 has no lines to draw with.
+        encoding = out.encoding or "utf-8"
+        text = to_text(report, width=_PIPE_COLUMNS)
+        out.write(text.encode(encoding, "replace").decode(encoding))
 
 
 def to_text(report: Report, width: int) -> str:
@@ -74,10 +78,21 @@ def _draw(report: Report, console: Console) -> None:
 
 
 def _table(section: Section) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
-    for column in section.columns:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        header_style="",
+    )
+    for index, column in enumerate(section.columns):
+        words = " ".join(row[index] for row in section.rows).split()
         table.add_column(
-            column.name, justify="right" if column.numeric else "left", overflow="fold"
+            column.name,
+            justify="right" if column.numeric else "left",
+            min_width=min(_LONGEST_WORD, max(map(len, words), default=0)),
+            no_wrap=column.numeric,
+            overflow="fold",
         )
     for row in section.rows:
         table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
