@@ -211,7 +211,7 @@ def _refuse_unsupported(path: Path, tables: dict[str, object]) -> None:
 
 
 def _explain(message: str) -> str:
-    """Turn ``Expected ... - at `$.gates.max_drop` `` into ``[gates] max_drop: Expected ...``."""
+    """Turn ``Expected ... - at `$.gates.max_drop` `` into ``[gates] max_drop: ...``."""
     text, _, place = message.partition(" - at `$")
     keys = [key for key in place.rstrip("`").split(".") if key]
     if not keys:
