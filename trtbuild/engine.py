@@ -158,7 +158,11 @@ class BuildRecord(Value, frozen=True):
 
 
 class Manifest(Value, frozen=True):
-    """Everything known of an engine when it was built; its record names it."""
+    """Everything known of an engine when it was built; its record names it.
+
+    ``recipe`` is the JSON of the recipe that asked for it first: where the model and the data
+    were, so that the engine can be verified again.
+    """
 
     key: str
     preimage: EngineKey
@@ -174,4 +178,5 @@ class Manifest(Value, frozen=True):
     peak_rss_bytes: int
     created: str
     trtbuild_version: str
+    recipe: str
     schema: int = 1

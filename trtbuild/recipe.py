@@ -223,3 +223,28 @@ def _explain(message: str) -> str:
 def json_schema() -> dict[str, object]:
     """Return the JSON schema of a recipe file, for editors."""
     return msgspec.json.schema(_File)
+
+
+def recipe_json(recipe: Recipe) -> str:
+    """Return a recipe with its folder as canonical JSON; :func:`recipe_from_json` reads it."""
+    return msgspec.json.encode(
+        msgspec.to_builtins(recipe, enc_hook=str), order="sorted"
+    ).decode()
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """Return the recipe in the JSON that :func:`recipe_json` wrote.
+
+    Raises:
+        RecipeError: it is of another version.
+    """
+    try:
+        return msgspec.json.decode(text, type=Recipe, dec_hook=_to_path)
+    except msgspec.MsgspecError as error:
+        raise RecipeError(
+            f"a stored recipe cannot be read: {error}. Give the recipe"
+        ) from error
+
+
+def _to_path(kind: type, value: object) -> object:
+    return kind(value)

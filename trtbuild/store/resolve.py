@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from trtbuild.store.local import Store
     from trtbuild.store.record import Record
 
-KINDS = ("memo", "source", "optimized", "ranges", "network", "engine", "plan", "report")
+KINDS = (
+    "memo",
+    "source",
+    "optimized",
+    "ranges",
+    "choice",
+    "network",
+    "engine",
+    "plan",
+    "report",
+)
 """The kinds of records that trtbuild writes."""
 
 _MIN_PREFIX = 6

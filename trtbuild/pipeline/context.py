@@ -1,0 +1,135 @@
+"""What one run carries along: recipe, store, a private folder, and its stages so far."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from trtbuild.canonical import digest, encode
+from trtbuild.engine import TensorSpec, Value
+from trtbuild.graph import Graph
+from trtbuild.graph.model import files_of
+from trtbuild.report.document import Finding, Stage
+from trtbuild.store import make_record
+from trtbuild.store.lease import get_or_make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from trtbuild.recipe import Recipe
+    from trtbuild.store import Blob, Record, Store
+
+T = TypeVar("T")
+
+
+class StoredGraph(Value, frozen=True):
+    """A graph as a record holds it: everything but a path, and what its stage found out."""
+
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    detail: msgspec.Raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One run. ``work`` is a private folder on the store's file system, gone afterwards.
+
+    ``say`` is told in a few words what begins; ``stages`` and ``findings`` collect what the
+    report will list.
+    """
+
+    recipe: Recipe
+    store: Store
+    work: Path
+    say: Callable[[str], None]
+    stages: list[Stage] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def find(self, stage: str, text: str) -> None:
+        """Add something that a reader of the report should know, once."""
+        finding = Finding(stage=stage, text=text)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+    def log(self, name: str, key: str, started: float, *, cached: bool) -> None:
+        """Add a stage that began at ``started`` (``time.perf_counter``) and is done."""
+        seconds = round(time.perf_counter() - started, 3)
+        self.stages.append(Stage(name=name, key=key, cached=cached, seconds=seconds))
+
+    def remembered(
+        self, name: str, kind: str, preimage: Value, shape: type[T], make: Callable[[], T]
+    ) -> T:
+        """Return the value of a stage from the store, or make and store it.
+
+        The key is the digest of ``preimage``. Of several processes one makes it.
+        """
+        key = digest(f"{kind}/v1", preimage)
+        return self.stage(
+            name, kind, key, lambda: make_record(kind, key, preimage, self._made(name, make))
+        ).read(shape)
+
+    def remembered_graph(
+        self,
+        name: str,
+        kind: str,
+        preimage: Value,
+        shape: type[T],
+        make: Callable[[Path], tuple[Graph, T]],
+    ) -> tuple[Graph, T]:
+        """Return the graph of a stage, and its detail, from the store, or make and store them.
+
+        ``make`` gets the path to write the ONNX file to. The graph that is returned lies in
+        the run's private folder.
+        """
+        key = digest(f"{kind}/v1", preimage)
+
+        def record() -> Record:
+            with self.store.scratch() as folder:
+                graph, detail = self._made(name, lambda: make(folder / "model.onnx"))
+                blobs = self._put_files(files_of(graph.path))
+            value = StoredGraph(
+                sha256=graph.sha256,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                detail=msgspec.Raw(encode(detail)),
+            )
+            return make_record(kind, key, preimage, value, blobs)
+
+        found = self.stage(name, kind, key, record)
+        stored = found.read(StoredGraph)
+        return self._laid_out(found, stored), msgspec.json.decode(stored.detail, type=shape)
+
+    def stage(self, name: str, kind: str, key: str, make: Callable[[], Record]) -> Record:
+        """Return the record of a stage, made by one process if no one has, and log it."""
+        started = time.perf_counter()
+        record, cached = get_or_make(self.store, kind, key, make)
+        self.log(name, key, started, cached=cached)
+        return record
+
+    def _made(self, name: str, make: Callable[[], T]) -> T:
+        self.say(name)
+        return make()
+
+    def _put_files(self, files: tuple[Path, ...]) -> tuple[Blob, ...]:
+        return tuple(self.store.put_file(path.name, path) for path in files)
+
+    def _laid_out(self, record: Record, stored: StoredGraph) -> Graph:
+        """Copy the files of a stored graph to a folder of the run, under their own names."""
+        folder = self.work / f"{record.kind}-{record.key[:16]}"
+        folder.mkdir(exist_ok=True)
+        for blob in record.blobs:
+            path = folder / blob.name
+            if not path.exists():
+                shutil.copyfile(self.store.verified_path(blob.sha256), path)
+        return Graph(
+            path=folder / record.blobs[0].name,
+            sha256=stored.sha256,
+            inputs=stored.inputs,
+            outputs=stored.outputs,
+        )

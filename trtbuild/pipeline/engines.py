@@ -1,0 +1,149 @@
+"""The building stage: one engine per target, each built in a child process, by one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import backend
+from trtbuild.backends.isolation import build_isolated
+from trtbuild.backends.job import BuildRequest
+from trtbuild.engine import EngineKey, Manifest, ShapeRange
+from trtbuild.errors import RecipeError
+from trtbuild.graph.cost import count_macs
+from trtbuild.recipe import recipe_json
+from trtbuild.store import make_record, put_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trtbuild.engine import BuildRecord, Layers, Precision
+    from trtbuild.graph import Graph
+    from trtbuild.pipeline.context import Context
+    from trtbuild.pipeline.targets import Planned
+    from trtbuild.store import Record
+
+_DERIVED = (1, 8, 32)
+"""Batch sizes (min, opt, max) where the model leaves the batch open and nobody named any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An engine in the store, and what was planned for it."""
+
+    planned: Planned
+    manifest: Manifest
+    cached: bool
+
+
+def profile_of(context: Context, graph: Graph) -> tuple[ShapeRange, ...]:
+    """Return the optimization profile: the recipe's, or one over an open batch axis.
+
+    Raises:
+        RecipeError: another axis is open and the recipe has no profile for its input.
+    """
+    given = {item.input: item for item in context.recipe.build.shape_ranges()}
+    ranges = []
+    for spec in graph.inputs:
+        is_open = [isinstance(size, str) for size in spec.shape]
+        if spec.name in given:
+            ranges.append(given[spec.name])
+        elif any(is_open[1:]):
+            shape = ", ".join(str(size) for size in spec.shape)
+            raise RecipeError(
+                f"{context.recipe.name}: input {spec.name!r} has the open shape [{shape}]: "
+                f"give --shape {spec.name}:MIN,OPT,MAX or [build.profiles.{spec.name}]"
+            )
+        elif any(is_open):
+            rest = tuple(size for size in spec.shape[1:] if isinstance(size, int))
+            low, mid, high = ((size, *rest) for size in _DERIVED)
+            ranges.append(ShapeRange(input=spec.name, min=low, opt=mid, max=high))
+            context.find(
+                "build",
+                f"input {spec.name!r} has an open batch and no profile: built for batches of "
+                f"{_DERIVED[0]} to {_DERIVED[2]}, tuned for {_DERIVED[1]}",
+            )
+    return tuple(ranges)
+
+
+def build_engine(
+    context: Context,
+    planned: Planned,
+    graph: Graph,
+    profile: tuple[ShapeRange, ...],
+    precision: Precision,
+) -> Built:
+    """Return the engine of ``graph`` for a target, from the store or built now.
+
+    Raises:
+        BuildError: the graph cannot be built for this target.
+    """
+    profiles = (profile,) if profile else ()
+    key = EngineKey(
+        network_sha256=graph.sha256,
+        profiles=profiles,
+        settings=planned.settings,
+        target=planned.target,
+        fingerprint=planned.fingerprint,
+    )
+
+    def make() -> Record:
+        module = backend(planned.target.backend)
+        module.preflight(graph, planned.target, precision)
+        context.say(f"build {planned.target} {precision}")
+        with context.store.scratch() as folder:
+            request = BuildRequest(
+                graph=graph,
+                profiles=profiles,
+                settings=planned.settings,
+                target=planned.target,
+                out=folder / "engine",
+            )
+            record = build_isolated(request, context.recipe.limits)
+            blob = context.store.put_file("engine", request.out)
+        manifest = Manifest(
+            key=key.digest,
+            preimage=key,
+            sha256=blob.sha256,
+            bytes=blob.bytes,
+            inputs=record.inputs,
+            outputs=record.outputs,
+            layers=record.layers,
+            precision_requested=precision,
+            int8_mac_share=_int8_share(record.layers, count_macs(graph, profile)),
+            warnings=record.warnings,
+            build_seconds=_milliseconds(record),
+            peak_rss_bytes=record.peak_rss_bytes,
+            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            trtbuild_version=version("trtbuild"),
+            recipe=recipe_json(context.recipe),
+        )
+        return make_record("engine", key.digest, key, manifest, (blob,))
+
+    name = f"build {planned.target} {precision}"
+    before = len(context.stages)
+    found = context.stage(name, "engine", key.digest, make)
+    manifest = found.read(Manifest)
+    put_plan(context.store, manifest)
+    for warning in manifest.warnings:
+        context.find(name, warning)
+    return Built(planned=planned, manifest=manifest, cached=context.stages[before].cached)
+
+
+def _int8_share(layers: Layers, macs: Mapping[str, int]) -> float:
+    """Return the share of multiply-accumulates in int8 compute layers, 0 to 1."""
+    int8 = {
+        node
+        for layer in layers.layers
+        if layer.compute and layer.precision == "int8"
+        for node in layer.nodes
+    }
+    total = sum(macs.values())
+    share = sum(count for name, count in macs.items() if name in int8) / total if total else 0.0
+    return round(share, 6)
+
+
+def _milliseconds(record: BuildRecord) -> float:
+    return round(record.seconds, 3)

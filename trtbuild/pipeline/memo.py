@@ -1,0 +1,135 @@
+"""Remember what user code led to, and notice when anything that it read has changed.
+
+A result of user code cannot be looked up by what it reads before it has run. So a memo is a
+chain: the first link, found by the question alone, names files, folders and packages to look
+at; their digests lead to the next link, which names more of them or holds the answer. Links are
+immutable records, as all records are: when something changes, the chain forks there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trtbuild.canonical import digest, encode
+from trtbuild.engine import Value
+from trtbuild.sources.dependencies import file_digest, folder_digest, installed_version
+from trtbuild.store import make_record
+
+if TYPE_CHECKING:
+    from trtbuild.sources.dependencies import Dependencies
+    from trtbuild.store import Store
+
+_LONGEST = 64
+"""Links that are followed; a chain grows by one when user code starts to read other files."""
+
+
+class Look(Value, frozen=True):
+    """What to look at next, each sorted."""
+
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+
+
+class Link(Value, frozen=True):
+    """One link: what to look at next, or the answer (JSON) once everything was looked at."""
+
+    look: Look
+    answer: msgspec.Raw | None = None
+
+
+def recall(store: Store, question: object) -> msgspec.Raw | None:
+    """Return the answer that was remembered for ``question``, None if something changed."""
+    key = _first_key(question)
+    for _ in range(_LONGEST):
+        record = store.get("memo", key, Link)
+        if record is None:
+            return None
+        link = record.read(Link)
+        if link.answer is not None:
+            return link.answer
+        key = _next_key(key, link.look)
+    return None
+
+
+def remember(
+    store: Store, question: object, dependencies: Dependencies, answer: object
+) -> None:
+    """Remember ``answer``, which depends on ``question`` and ``dependencies`` only.
+
+    Nothing is remembered when one of them has changed since it was recorded: the answer may
+    then belong to either state.
+    """
+    if _stale(dependencies):
+        return
+    needed = _look_of(dependencies)
+    covered = Look()
+    key = _first_key(question)
+    for _ in range(_LONGEST):
+        complete = _covers(covered, needed)
+        link = Link(
+            look=Look() if complete else needed,
+            answer=msgspec.Raw(encode(answer)) if complete else None,
+        )
+        stored = store.put(make_record("memo", key, {"question": question}, link)).read(Link)
+        if stored.answer is not None:
+            return
+        covered = _union(covered, stored.look)
+        key = _next_key(key, stored.look)
+
+
+def merged(first: Dependencies, second: Dependencies) -> Dependencies:
+    """Return what either depends on; where both name one thing, the second's digest stays."""
+    return msgspec.structs.replace(
+        first,
+        files=tuple({f.path: f for f in (*first.files, *second.files)}.values()),
+        folders=tuple({f.path: f for f in (*first.folders, *second.folders)}.values()),
+        distributions=tuple(
+            {d.name: d for d in (*first.distributions, *second.distributions)}.values()
+        ),
+    )
+
+
+def _first_key(question: object) -> str:
+    return digest("memo/v1", question)
+
+
+def _next_key(key: str, look: Look) -> str:
+    seen = [
+        [[path, file_digest(path)] for path in look.files],
+        [[path, folder_digest(path)] for path in look.folders],
+        [[name, installed_version(name)] for name in look.distributions],
+    ]
+    return digest("memo-link/v1", [key, seen])
+
+
+def _stale(dependencies: Dependencies) -> bool:
+    return any(file_digest(file.path) != file.sha256 for file in dependencies.files) or any(
+        folder_digest(folder.path) != folder.sha256 for folder in dependencies.folders
+    )
+
+
+def _look_of(dependencies: Dependencies) -> Look:
+    return Look(
+        files=tuple(sorted(file.path for file in dependencies.files)),
+        folders=tuple(sorted(folder.path for folder in dependencies.folders)),
+        distributions=tuple(sorted(item.name for item in dependencies.distributions)),
+    )
+
+
+def _covers(covered: Look, needed: Look) -> bool:
+    return (
+        set(needed.files) <= set(covered.files)
+        and set(needed.folders) <= set(covered.folders)
+        and set(needed.distributions) <= set(covered.distributions)
+    )
+
+
+def _union(first: Look, second: Look) -> Look:
+    return Look(
+        files=tuple(sorted({*first.files, *second.files})),
+        folders=tuple(sorted({*first.folders, *second.folders})),
+        distributions=tuple(sorted({*first.distributions, *second.distributions})),
+    )

@@ -1,0 +1,86 @@
+"""A full cache hit: the report of an earlier run, if nothing that it depends on has changed.
+
+This is the way of every second call. It imports no numpy, no ONNX, no runtime, no framework:
+files are hashed, records are read, and the engines' bytes are verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+import trtbuild
+from trtbuild.engine import Value
+from trtbuild.pipeline import memo
+from trtbuild.pipeline.targets import Plan
+from trtbuild.recipe import recipe_json
+from trtbuild.report.document import Report
+from trtbuild.store import BlobLostError
+
+if TYPE_CHECKING:
+    from trtbuild.recipe import Recipe
+    from trtbuild.sources.dependencies import Dependencies
+    from trtbuild.store import Store
+
+
+class Question(Value, frozen=True):
+    """What a whole run depends on beside files and packages.
+
+    ``recipe`` is its canonical JSON with its folder, ``plan`` says which engines, with all
+    settings and the fingerprints of the libraries, ``program`` is the digest of our own code.
+    """
+
+    recipe: str
+    plan: Plan
+    program: str
+
+
+def question_of(recipe: Recipe, plan: Plan) -> Question:
+    """Return the question whose answer is the report of a run of ``recipe``."""
+    return Question(recipe=recipe_json(recipe), plan=plan, program=_program_digest())
+
+
+def recall(store: Store, question: Question) -> Report | None:
+    """Return the report of an earlier run with everything marked as cached, None on a miss.
+
+    Every engine that it names is read and verified first.
+    """
+    answer = memo.recall(store, question)
+    if answer is None:
+        return None
+    try:
+        report = msgspec.json.decode(answer, type=Report)
+        for engine in report.engines:
+            store.verified_path(engine.sha256)
+    except (msgspec.MsgspecError, BlobLostError):
+        return None
+    return msgspec.structs.replace(
+        report,
+        stages=tuple(
+            msgspec.structs.replace(stage, cached=True, seconds=0.0) for stage in report.stages
+        ),
+        engines=tuple(
+            msgspec.structs.replace(engine, cached=True, path=str(store.path(engine.sha256)))
+            for engine in report.engines
+        ),
+    )
+
+
+def remember(
+    store: Store, question: Question, dependencies: Dependencies, report: Report
+) -> None:
+    """Remember the report of a run for :func:`recall`."""
+    memo.remember(store, question, dependencies, report)
+
+
+def _program_digest() -> str:
+    """Hash our own source files, so that a report never outlives the code that made it."""
+    total = hashlib.sha256()
+    folder = Path(trtbuild.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        total.update(path.read_bytes())
+    return total.hexdigest()

@@ -1,0 +1,185 @@
+"""One run: from a recipe to engines in the store and a report of what they compute and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import backend
+from trtbuild.errors import BuildError, MissingBackendError
+from trtbuild.pipeline import recall
+from trtbuild.pipeline.context import Context
+from trtbuild.pipeline.engines import build_engine, profile_of
+from trtbuild.pipeline.memo import merged
+from trtbuild.pipeline.network import Network, cast, optimized, quantized
+from trtbuild.pipeline.source import export_source, open_data
+from trtbuild.pipeline.verification import accuracies, measured_on, timing, verification
+from trtbuild.report.document import EngineReport, Report, SkippedTarget, SourceReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trtbuild.backends.scheme import Scheme
+    from trtbuild.engine import Precision, ShapeRange
+    from trtbuild.graph import Graph
+    from trtbuild.pipeline.engines import Built
+    from trtbuild.pipeline.source import Data, ExportedSource
+    from trtbuild.pipeline.targets import Plan, Planned
+    from trtbuild.pipeline.verification import Timing
+    from trtbuild.recipe import Recipe
+    from trtbuild.report.document import Verification
+    from trtbuild.sources.dependencies import Dependencies
+    from trtbuild.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What to do, for :func:`run`; ``fresh`` measures again what was measured before."""
+
+    recipe: Recipe
+    plan: Plan
+    store: Store
+    say: Callable[[str], None]
+    fresh: bool = False
+
+
+def run(work: Work) -> Report:
+    """Build, store and verify the engines of a recipe; return the report, gates judged.
+
+    What the store has is not computed again. A failed gate is a fact of the report, not an
+    error: its ``exit_code`` says it.
+
+    Raises:
+        TrtbuildError: anything that a user must correct; what was stored stays valid.
+    """
+    with work.store.scratch() as folder:
+        context = Context(recipe=work.recipe, store=work.store, work=folder, say=work.say)
+        report, dependencies = _Run(context, work).report()
+    if not work.fresh:
+        question = recall.question_of(work.recipe, work.plan)
+        recall.remember(work.store, question, dependencies, report)
+    return report
+
+
+class _Run:
+    def __init__(self, context: Context, work: Work) -> None:
+        self._context = context
+        self._work = work
+        self._precision: Precision = work.recipe.quantization.precision
+        self._skipped = [
+            SkippedTarget(target=item.target, reason=item.reason) for item in work.plan.skipped
+        ]
+
+    def report(self) -> tuple[Report, Dependencies]:
+        context = self._context
+        data = open_data(context)
+        source = export_source(context, data)
+        graph = optimized(context, source.graph)
+        profile = profile_of(context, graph)
+        networks = self._networks(graph, data)
+        built = self._build(networks, profile)
+        reports = self._verified(source, data, graph, built, profile)
+        report = Report(
+            recipe=context.recipe.name,
+            source=SourceReport(
+                framework=context.recipe.source.framework, digest=source.graph.sha256
+            ),
+            stages=tuple(context.stages),
+            engines=tuple(reports),
+            export_parity=source.parity,
+            calibration=tuple(
+                row for name in dict.fromkeys(networks) for row in networks[name].rows
+            ),
+            skipped_targets=tuple(self._skipped),
+            findings=tuple(context.findings),
+        )
+        dependencies = source.dependencies
+        return report, merged(dependencies, data.dependencies) if data else dependencies
+
+    def _networks(self, graph: Graph, data: Data | None) -> dict[str, Network]:
+        """Return the network of each scheme, by the scheme's name."""
+        schemes = tuple({s.name: s for s in map(_scheme, self._work.plan.planned)}.values())
+        if self._precision == "int8" and data is not None:
+            return quantized(self._context, graph, data, schemes)
+        if self._precision == "fp32":
+            network = Network(graph=graph, twin=graph, fused=True, rows=())
+        else:
+            network = cast(self._context, graph, data)
+        return {scheme.name: network for scheme in schemes}
+
+    def _build(
+        self, networks: dict[str, Network], profile: tuple[ShapeRange, ...]
+    ) -> list[tuple[Built, Network]]:
+        built = []
+        for planned in self._work.plan.planned:
+            network = networks[_scheme(planned).name]
+            try:
+                engine = build_engine(
+                    self._context, planned, network.graph, profile, self._precision
+                )
+            except BuildError as error:
+                if planned.required:
+                    raise
+                reason = SkippedTarget(target=str(planned.target), reason=str(error))
+                self._skipped.append(reason)
+                continue
+            built.append((engine, network))
+        if not built:
+            reasons = "; ".join(f"{item.target}: {item.reason}" for item in self._skipped)
+            raise MissingBackendError(f"no target can be built: {reasons}")
+        return built
+
+    def _verified(
+        self,
+        source: ExportedSource,
+        data: Data | None,
+        graph: Graph,
+        built: list[tuple[Built, Network]],
+        profile: tuple[ShapeRange, ...],
+    ) -> list[EngineReport]:
+        context = self._context
+        if data is None:
+            reason = "there is no data to run it on"
+            context.find("verify", "nothing was compared with the framework: there is no data")
+            return [
+                _engine_report(
+                    context, engine, verification(context, engine, None, None, reason)
+                )
+                for engine, _ in built
+            ]
+        found = accuracies(context, source, data, built, fresh=self._work.fresh)
+        reports = []
+        for (engine, _), accuracy in zip(built, found, strict=True):
+            times: Timing | None = None
+            no_latency = engine.planned.cannot_run
+            if measured_on(engine) == "device":
+                baseline = None
+                if self._precision != "fp32":
+                    baseline = build_engine(context, engine.planned, graph, profile, "fp32")
+                times = timing(context, data, graph, engine, baseline)
+            judged = verification(context, engine, accuracy, times, no_latency)
+            reports.append(_engine_report(context, engine, judged))
+        return reports
+
+
+def _scheme(planned: Planned) -> Scheme:
+    return backend(planned.target.backend).SCHEME
+
+
+def _engine_report(context: Context, built: Built, judged: Verification) -> EngineReport:
+    manifest = built.manifest
+    return EngineReport(
+        key=manifest.key,
+        sha256=manifest.sha256,
+        path=str(context.store.path(manifest.sha256)),
+        bytes=manifest.bytes,
+        backend=manifest.preimage.target.backend,
+        backend_version=manifest.preimage.fingerprint.version,
+        arch=manifest.preimage.target.arch,
+        precision_requested=manifest.precision_requested,
+        precision_achieved=manifest.layers.precision_achieved,
+        int8_mac_share=manifest.int8_mac_share,
+        fused_layers=manifest.layers.fused,
+        cached=built.cached,
+        verification=judged,
+    )

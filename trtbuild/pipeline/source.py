@@ -1,0 +1,283 @@
+"""The first stages: digest the data, export the model, compare it with the framework."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trtbuild.backends.fingerprint import version
+from trtbuild.backends.ort_session import open_graph
+from trtbuild.canonical import digest
+from trtbuild.engine import ShapeRange, TensorSpec, Value
+from trtbuild.errors import RecipeError
+from trtbuild.graph.model import files_of, load_model, read_graph, save_model
+from trtbuild.pipeline import memo
+from trtbuild.sources import ExportRequest, source
+from trtbuild.sources.checks import checked, data_digest
+from trtbuild.sources.dependencies import Dependencies
+from trtbuild.sources.provider import load_provider
+from trtbuild.sources.tracing import traced
+from trtbuild.verify.parity import check_parity
+from trtbuild.verify.results import Parity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from trtbuild.backends import Session
+    from trtbuild.batches import Batch, Provider
+    from trtbuild.graph import Graph
+    from trtbuild.pipeline.context import Context
+
+_EXPORTERS = {"onnx": ("onnx",), "torch": ("torch", "onnxscript", "onnx")}
+_EXPORTERS["pt2"] = _EXPORTERS["torch"]
+
+
+class DataInfo(Value, frozen=True):
+    """The content of a provider: digests of its batches in order, and of its code.
+
+    ``example`` tells names, types and shapes of the first calibration batch.
+    """
+
+    calibration_sha256: str
+    evaluation_sha256: str
+    evaluation_batches: int
+    code_sha256: str
+    example: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A provider with what is known of its content and what it was seen to read."""
+
+    provider: Provider
+    info: DataInfo
+    dependencies: Dependencies
+
+
+class _DataQuestion(Value, frozen=True):
+    folder: str
+    provider: str
+    evaluation: str | None
+
+
+class _DataAnswer(Value, frozen=True):
+    info: DataInfo
+    dependencies: Dependencies
+
+
+class _SourceQuestion(Value, frozen=True):
+    folder: str
+    framework: str
+    location: str
+    profiles: tuple[ShapeRange, ...]
+    example: tuple[TensorSpec, ...]
+
+
+class _SourceKey(Value, frozen=True):
+    """What decides the bytes of the exported graph, wherever the files lie."""
+
+    framework: str
+    factory: str
+    content: tuple[str, ...]
+    packages: tuple[tuple[str, str], ...]
+    profiles: tuple[ShapeRange, ...]
+    example: tuple[TensorSpec, ...]
+
+
+class _SourceAnswer(Value, frozen=True):
+    key: _SourceKey
+    dependencies: Dependencies
+
+
+class SourceDetail(Value, frozen=True):
+    """What the export stage found out; no parity without data, or without an export."""
+
+    parity: Parity | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedSource:
+    """The model as a graph, and how it got there."""
+
+    graph: Graph
+    parity: Parity | None
+    key: str
+    dependencies: Dependencies
+
+
+def open_data(context: Context) -> Data | None:
+    """Return the data of the recipe, hashed once for as long as it does not change.
+
+    Raises:
+        DataError: the provider cannot be loaded or raises.
+    """
+    table = context.recipe.quantization
+    if table.provider is None:
+        return None
+    folder, spec = context.recipe.folder, table.provider
+    question = _DataQuestion(folder=str(folder), provider=spec, evaluation=table.evaluation)
+    provider = load_provider(spec, folder, table.evaluation)
+    known = memo.recall(context.store, question)
+    if known is not None:
+        answer = msgspec.json.decode(known, type=_DataAnswer)
+        return Data(provider=provider, info=answer.info, dependencies=answer.dependencies)
+    context.say("read data")
+    (provider, info), dependencies = traced(
+        lambda: _digested(load_provider(spec, folder, table.evaluation))
+    )
+    info = msgspec.structs.replace(info, code_sha256=_content_digest(dependencies))
+    answer = _DataAnswer(info=info, dependencies=dependencies)
+    memo.remember(context.store, question, dependencies, answer)
+    return Data(provider=provider, info=info, dependencies=dependencies)
+
+
+def export_source(context: Context, data: Data | None) -> ExportedSource:
+    """Return the recipe's model as a graph, exported and compared once for its content.
+
+    Raises:
+        SourceError: the model cannot be read.
+        ExportError: it cannot be exported, or the export computes something else.
+        DataError: the data does not fit the model.
+    """
+    recipe = context.recipe
+    framework, location = recipe.source.framework, recipe.source.location
+    question = _SourceQuestion(
+        folder=str(recipe.folder),
+        framework=framework,
+        location=location,
+        profiles=recipe.build.shape_ranges(),
+        example=data.info.example if data is not None else (),
+    )
+    exported: list[Graph] = []
+
+    def export() -> Graph:
+        out = context.work / "exported" / "model.onnx"
+        out.parent.mkdir(exist_ok=True)
+        example = next(iter(data.provider.calibration_batches()), None) if data else None
+        request = ExportRequest(
+            location=location,
+            folder=recipe.folder,
+            example=example,
+            profiles=question.profiles,
+            out=out,
+        )
+        return source(framework).export(request)
+
+    known = memo.recall(context.store, question)
+    if known is None:
+        context.say(f"export from {framework}")
+        graph, dependencies = traced(export)
+        exported.append(graph)
+        answer = _SourceAnswer(
+            key=_source_key(question, dependencies), dependencies=dependencies
+        )
+        memo.remember(context.store, question, dependencies, answer)
+    else:
+        answer = msgspec.json.decode(known, type=_SourceAnswer)
+
+    def make(out: Path) -> tuple[Graph, SourceDetail]:
+        graph = exported[0] if exported else export()
+        _check_profiles(graph, context)
+        parity = _parity(context, graph, data)
+        return _copied(graph, out), SourceDetail(parity=parity)
+
+    graph, detail = context.remembered_graph("export", "source", answer.key, SourceDetail, make)
+    if detail.parity is None and framework != "onnx":
+        context.find("export", "parity with the framework was not checked: there is no data")
+    return ExportedSource(
+        graph=graph,
+        parity=detail.parity,
+        key=digest("source/v1", answer.key),
+        dependencies=answer.dependencies,
+    )
+
+
+def reference_session(context: Context) -> Session:
+    """Return the session in which the original framework computes."""
+    recipe = context.recipe
+    return source(recipe.source.framework).reference(recipe.source.location, recipe.folder)
+
+
+def calibration(data: Data, graph: Graph) -> Iterator[Batch]:
+    """Yield the calibration batches, each checked against the graph's inputs."""
+    batches = data.provider.calibration_batches()
+    return checked(batches, graph.inputs, data.provider.name, "calibration_batches")
+
+
+def evaluation(data: Data, graph: Graph) -> Iterator[Batch]:
+    """Yield the evaluation batches, each checked against the graph's inputs."""
+    batches = data.provider.evaluation_batches()
+    return checked(batches, graph.inputs, data.provider.name, "evaluation_batches")
+
+
+def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
+    first = next(iter(provider.calibration_batches()), {})
+    count = 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal count
+        for batch in provider.evaluation_batches():
+            count += 1
+            yield batch
+
+    info = DataInfo(
+        calibration_sha256=data_digest(provider.calibration_batches()),
+        evaluation_sha256=data_digest(counted()),
+        evaluation_batches=count,
+        code_sha256="",
+        example=tuple(
+            TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(array.shape))
+            for name, array in first.items()
+        ),
+    )
+    return provider, msgspec.structs.replace(info, evaluation_batches=count)
+
+
+def _content_digest(dependencies: Dependencies) -> str:
+    """Hash what was read, without where it lay."""
+    files = sorted(file.sha256 for file in dependencies.files)
+    packages = sorted((item.name, item.version) for item in dependencies.distributions)
+    return digest("content/v1", [files, packages])
+
+
+def _source_key(question: _SourceQuestion, dependencies: Dependencies) -> _SourceKey:
+    packages = {item.name: item.version for item in dependencies.distributions}
+    packages |= {name: version(name) for name in _EXPORTERS[question.framework]}
+    return _SourceKey(
+        framework=question.framework,
+        factory=question.location.rpartition(":")[2] if question.framework == "torch" else "",
+        content=tuple(sorted(file.sha256 for file in dependencies.files)),
+        packages=tuple(sorted(packages.items())),
+        profiles=question.profiles,
+        example=question.example,
+    )
+
+
+def _parity(context: Context, graph: Graph, data: Data | None) -> Parity | None:
+    if data is None or context.recipe.source.framework == "onnx":
+        return None
+    context.say("compare the export with the framework")
+    batch = next(calibration(data, graph))
+    return check_parity(reference_session(context), open_graph(graph.path, fused=True), batch)
+
+
+def _check_profiles(graph: Graph, context: Context) -> None:
+    names = [spec.name for spec in graph.inputs]
+    for item in context.recipe.build.shape_ranges():
+        if item.input not in names:
+            raise RecipeError(
+                f"{context.recipe.name}: [build.profiles.{item.input}]: the model has no such "
+                f"input; its inputs are {', '.join(names)}"
+            )
+
+
+def _copied(graph: Graph, out: Path) -> Graph:
+    """Write ``graph`` to ``out``, external data under our own name beside it."""
+    if len(files_of(graph.path)) > 1:
+        return save_model(load_model(graph.path), out)
+    shutil.copyfile(graph.path, out)
+    return read_graph(out)

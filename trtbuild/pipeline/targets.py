@@ -1,0 +1,122 @@
+"""From the targets that a user names to those that this machine can build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import NAMES, backend
+from trtbuild.engine import Fingerprint, Setting, Target, Value
+from trtbuild.errors import MissingBackendError, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from trtbuild.recipe import Recipe
+
+
+class Planned(Value, frozen=True):
+    """One engine to build.
+
+    ``required`` is false for architectures that nobody named: where the model is not for them
+    they are skipped. ``cannot_run`` says why the engine cannot run here, empty if it can.
+    ``settings`` are all effective builder settings, sorted by name.
+    """
+
+    target: Target
+    required: bool
+    cannot_run: str
+    settings: tuple[tuple[str, Setting], ...]
+    fingerprint: Fingerprint
+
+
+class Skipped(Value, frozen=True):
+    """A target that is not built here, and why."""
+
+    target: str
+    reason: str
+
+
+class Plan(Value, frozen=True):
+    """What a run builds and what it skips."""
+
+    planned: tuple[Planned, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def plan_targets(recipe: Recipe, *, strict: bool) -> Plan:
+    """Return the engines to build for ``recipe`` on this machine.
+
+    With ``strict`` (targets that a command line names) a target that cannot be built here is
+    an error; otherwise it is skipped with its reason.
+
+    Raises:
+        UsageError: a target names no backend.
+        RecipeError: a builder option is honored by none of the backends of the recipe.
+        MissingBackendError: no target can be built here.
+    """
+    planned: list[Planned] = []
+    skipped: list[Skipped] = []
+    wanted = recipe.build.targets or default_targets()
+    _check_options(recipe, {_split(word)[0] for word in wanted})
+    for word in wanted:
+        name, arch = _split(word)
+        for found in backend(name).targets((arch,) if arch else ()):
+            if found.cannot_build:
+                skipped.append(Skipped(target=str(found.target), reason=found.cannot_build))
+                continue
+            required = bool(arch) or name == "onnxruntime"
+            planned.append(_planned(recipe, found.target, found.cannot_run, required=required))
+    unique = tuple({str(item.target): item for item in planned}.values())
+    if skipped and (strict or not unique):
+        reasons = "; ".join(f"{item.target}: {item.reason}" for item in skipped)
+        raise MissingBackendError(f"cannot be built on this machine: {reasons}")
+    return Plan(planned=unique, skipped=tuple(skipped))
+
+
+def default_targets() -> tuple[str, ...]:
+    """Return TensorRT-RTX where it is installed, else ONNX Runtime."""
+    try:
+        found = backend("tensorrt-rtx").targets(())
+    except MissingBackendError:
+        return ("onnxruntime",)
+    if all(item.cannot_build for item in found):
+        return ("onnxruntime",)
+    return ("tensorrt-rtx",)
+
+
+def _planned(recipe: Recipe, target: Target, cannot_run: str, *, required: bool) -> Planned:
+    module = backend(target.backend)
+    options = {k: v for k, v in recipe.build.options.items() if k in module.OPTIONS}
+    settings = {**module.OPTIONS, **options}
+    return Planned(
+        target=target,
+        required=required,
+        cannot_run=cannot_run,
+        settings=tuple(sorted(settings.items())),
+        fingerprint=module.fingerprint(target),
+    )
+
+
+def _split(word: str) -> tuple[str, str]:
+    name, _, arch = word.partition(":")
+    if name not in NAMES:
+        raise UsageError(
+            f"target {word!r}: no backend is called {name!r}; expected one of "
+            f"{', '.join(NAMES)}, alone or with an architecture (tensorrt-rtx:sm_89)"
+        )
+    return name, arch
+
+
+def _check_options(recipe: Recipe, names: set[str]) -> None:
+    honored = {option: name for name in sorted(names) for option in backend(name).OPTIONS}
+    for option, value in recipe.build.options.items():
+        if option not in honored:
+            known = ", ".join(sorted(honored)) or "none"
+            raise RecipeError(
+                f"{recipe.name}: [build.options] {option}: no backend of the targets "
+                f"({', '.join(sorted(names))}) honors it; they honor: {known}"
+            )
+        default = backend(honored[option]).OPTIONS[option]
+        if type(value) is not type(default):
+            raise RecipeError(
+                f"{recipe.name}: [build.options] {option}: expected a value like {default!r}, "
+                f"got {value!r}"
+            )
