@@ -60,6 +60,16 @@ def test_a_twin_is_not_in_the_latency_table() -> None:
     assert "tensorrt-rtx" not in table
 
 
+def test_a_latency_of_a_busy_machine_says_so() -> None:
+    report = examples.report()
+    engine = report.engines[0]
+    for load_average, expected in ((1.9, False), (2.1, True), (None, False)):
+        latency = replace(examples.latency(1.0), load_average=load_average)
+        found = replace(engine.verification, latency_ms=latency)
+        text = flat(replace(report, engines=(replace(engine, verification=found),)))
+        assert ("busy machine" in text) == expected
+
+
 def test_a_failed_gate_says_which_by_how_much_and_what_to_try() -> None:
     text = flat(examples.report(drop=0.052))
     assert "FAILED: 4 of 4 engines failed a gate" in text
@@ -71,6 +81,7 @@ def test_a_failed_gate_says_which_by_how_much_and_what_to_try() -> None:
 
 def test_a_full_cache_hit_is_said() -> None:
     assert "full cache hit" in to_text(examples.report(cached=True), 80).splitlines()[-1]
+    assert "full cache hit" in section(examples.report(cached=True), "Stages")
     assert "full cache hit" not in to_text(examples.report(), 80)
 
 

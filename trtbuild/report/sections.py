@@ -287,9 +287,13 @@ def _latency(report: Report) -> Section:
 
 
 def _conditions(latency: LatencyMs) -> str:
-    load = "" if latency.load_average is None else f", load average {latency.load_average:.1f}"
+    load_average = latency.load_average or 0.0
+    busy = "; busy machine, trust the speedup only" if load_average > latency.cpu_count else ""
+    load = (
+        "" if latency.load_average is None else f", load average {load_average:.1f} before it"
+    )
     processors = _count(latency.cpu_count, "processor")
-    return f"{latency.samples} timed calls each, {processors}{load} before the run"
+    return f"{latency.samples} timed calls each, {processors}{load}{busy}"
 
 
 def _latency_cells(latency: LatencyMs) -> tuple[str, ...]:
