@@ -54,7 +54,7 @@ class _Build:
         accepted = parser.parse_from_file(str(path))
         reasons = [_parser_error(parser, index) for index in range(parser.num_errors)]
         if not accepted or reasons:
-            raise self._error("refuses the model", reasons + MESSAGES.errors)
+            raise self._error("refuses the model", reasons or MESSAGES.errors)
         if not (self._network.num_layers and self._network.num_inputs):
             raise self._error("found no layers or no inputs in the model", [])
         narrowed = MESSAGES.narrowed()
@@ -205,7 +205,7 @@ class _Build:
         said = f": {detail}" if detail else ""
         return BuildError(
             f"{self._graph.path}: TensorRT-RTX {trt.__version__} for {self._target.arch} {what}"
-            f"{said}. What to do: {remedy(detail)}"
+            f"{said}. What to do: {remedy(what + detail)}"
         )
 
 

@@ -20,6 +20,9 @@ MEMORY_WORDS = (
     "MemoryError",
     "could not be allocated",
     "Failed to allocate memory",
+    "Memory allocation",
+    "failed to map segment",
+    "Cannot allocate memory",
 )
 """What libraries say when they could not get memory."""
 

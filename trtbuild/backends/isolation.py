@@ -150,4 +150,10 @@ def _read_until(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes,
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     package = Path(trtbuild.__file__).resolve().parents[1]
-    return kept | {"PYTHONPATH": str(package), "TMPDIR": str(folder), "PYTHONUTF8": "1"}
+    return kept | {
+        "PYTHONPATH": str(package),
+        "PYTHONUTF8": "1",
+        "TMPDIR": str(folder),
+        # A build does no linear algebra in NumPy, and each thread takes address space.
+        "OPENBLAS_NUM_THREADS": "1",
+    }

@@ -44,11 +44,12 @@ _CARRIERS = (
     "Transpose",
     "Unsqueeze",
 )
-"""Operators that stayed in 8 bits between two quantized convolutions in ONNX Runtime 1.32: each was
-built with Q/DQ on all sides and the optimized graph read back. Those that only move values
-(Flatten, MaxPool, Reshape, nearest Resize, Slice, Squeeze, Transpose, Unsqueeze) did so only with
-one scale and zero point in and out. Clip, Div, HardSigmoid, Max, Pad, ReduceMean, Relu, Split,
-Sub, Tanh and linear Resize went through float; Relu and Clip behind a convolution fuse into it."""
+"""Operators that stayed in 8 bits between two quantized convolutions in ONNX Runtime 1.32:
+each was built with Q/DQ on all sides and the optimized graph read back. Those that only move
+values (Flatten, MaxPool, Reshape, nearest Resize, Slice, Squeeze, Transpose, Unsqueeze) did so
+only with one scale and zero point in and out. Clip, Div, HardSigmoid, Max, Pad, ReduceMean,
+Relu, Split, Sub, Tanh and linear Resize went through float; Relu and Clip behind a convolution
+fuse into it."""
 
 
 def _scheme(arch: str) -> Scheme:

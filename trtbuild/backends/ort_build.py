@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
+"""An engine is one ONNX file, weights included."""
+
 _ERRORS_ONLY = 3
 
 
@@ -46,14 +48,7 @@ def build(
     profiles.check(graph, ranges)
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=out.parent) as folder:
         PROGRESS.debug("reading the model")
-        staged = staging.stage(graph.path, Path(folder) / "model")
-        size = staged.data_bytes + staged.path.stat().st_size
-        if size > _PROTOBUF_LIMIT_BYTES:
-            message = (
-                f"{graph.path}: {size} bytes of weights do not fit into one ONNX file (2 GiB): "
-                f"quantize or convert the model to fp16, or build it for tensorrt-rtx"
-            )
-            raise BuildError(message)
+        staged = staging.stage(graph.path, Path(folder) / "model", _PROTOBUF_LIMIT_BYTES)
         PROGRESS.debug("optimizing the graph")
         session = _optimize(graph, staged, out)
     PROGRESS.debug("reading the optimized graph back")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -40,13 +42,12 @@ class Staged:
     """A private copy of a model.
 
     ``nodes`` are the user's nodes by staged name, in the graph's order. ``model`` is the staged
-    model without the data that lies outside of its file; ``data_bytes`` is the size of that.
+    model without the data that lies outside of its file.
     """
 
     path: Path
     model: onnx.ModelProto
     nodes: Mapping[str, Node]
-    data_bytes: int
 
     def original(self, text: str) -> str:
         """Return ``text`` of a library with the user's node names in place of staged ones."""
@@ -78,16 +79,16 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def stage(path: Path, folder: Path) -> Staged:
+def stage(path: Path, folder: Path, limit_bytes: int = sys.maxsize) -> Staged:
     """Copy the model in ``path`` and its external data into the new private ``folder``.
 
     Raises:
-        BuildError: the model cannot be read, or its data lies outside of its folder, is no
-            regular file, or is a hard link to a file elsewhere.
+        BuildError: the model cannot be read, is larger than ``limit_bytes`` in all, or its data
+            lies outside of its folder, is no regular file, or is a hard link to one elsewhere.
     """
     model = read(path)
     folder.mkdir(mode=0o700)
-    data_bytes = _copy_data(model, path, folder)
+    _Copies(path, folder, limit_bytes - path.stat().st_size).copy_all(model)
     nodes = {}
     for index, node in enumerate(all_nodes(model)):
         staged_name = f"onnx_node_{index}"
@@ -95,7 +96,7 @@ def stage(path: Path, folder: Path) -> Staged:
         node.name = staged_name
     copy = folder / "model.onnx"
     onnx.save(model, copy)
-    return Staged(path=copy, model=model, nodes=nodes, data_bytes=data_bytes)
+    return Staged(path=copy, model=model, nodes=nodes)
 
 
 def user_name(node: onnx.NodeProto) -> str:
@@ -151,78 +152,91 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
             yield from _graph_tensors(graph)
 
 
-def _copy_data(model: onnx.ModelProto, path: Path, folder: Path) -> int:
-    """Copy every external file once, under a generated name; return their total bytes."""
-    copies: dict[str, str] = {}
-    total = 0
-    for tensor in tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entry = next((item for item in tensor.external_data if item.key == "location"), None)
-        if entry is None:
-            message = f"{path}: tensor {tensor.name!r} is external and names no file"
-            raise BuildError(message)
-        if entry.value not in copies:
-            copies[entry.value] = f"data_{len(copies)}"
-            total += _copy_file(path, entry.value, folder / copies[entry.value])
-        entry.value = copies[entry.value]
-    return total
+class _Copies:
+    """Copies the external files of one model, each once, under generated names."""
 
+    def __init__(self, model: Path, folder: Path, left_bytes: int) -> None:
+        self._model = model
+        self._folder = folder
+        self._left_bytes = left_bytes
+        self._copies: dict[str, str] = {}
 
-def _copy_file(model: Path, location: str, copy: Path) -> int:
-    """Copy external data into ``copy`` and return its bytes; never through a link that leaves.
+    def copy_all(self, model: onnx.ModelProto) -> None:
+        """Copy what the tensors of ``model`` name, and let them name the copies."""
+        for tensor in tensors(model):
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            location = entries.get("location", "")
+            if len(entries) != len(tensor.external_data):
+                # Readers differ in which of two locations they take.
+                raise self._error(location, f"of tensor {tensor.name!r} names one key twice")
+            if location not in self._copies:
+                name = f"data_{len(self._copies)}"
+                self._copy_file(location, self._folder / name)
+                self._copies[location] = name
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = self._copies[location]
 
-    The file is opened by its resolved path without following a last link, and what was opened
-    is judged, so that a file swapped after the check is refused too.
-    """
-    parts = PurePosixPath(location)
-    if "\0" in location or not location or parts.is_absolute() or ".." in parts.parts:
-        message = (
-            f"{model}: external data {location!r} is not a path below the model's folder: save "
-            f"the model again with its data beside it"
-        )
-        raise BuildError(message)
-    folder = model.parent.resolve()
-    try:
-        resolved = (folder / location).resolve(strict=True)
-        if not resolved.is_relative_to(folder):
-            message = (
-                f"{model}: external data {location!r} is a link that leaves the model's folder "
-                f"(to {resolved}): copy the file in its place"
+    def _error(self, location: str, text: str) -> BuildError:
+        return BuildError(f"{self._model}: external data {location!r} {text}")
+
+    def _copy_file(self, location: str, copy: Path) -> None:
+        """Copy external data into ``copy``; never through a link that leaves.
+
+        The file is opened by its resolved path without following a last link, and what was
+        opened is judged, so that a file swapped after the check is refused too.
+        """
+        with os.fdopen(self._open(location), "rb") as source:
+            status = os.fstat(source.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise self._error(location, "is not a regular file: copy the weights there")
+            if status.st_nlink > 1:
+                raise self._error(
+                    location,
+                    f"is a hard link to a file that has {status.st_nlink} names, so it may "
+                    f"belong "
+                    f"to somebody else: copy the file in its place",
+                )
+            self._left_bytes -= status.st_size
+            if self._left_bytes < 0:
+                raise self._error(
+                    location,
+                    "makes the model larger than the 2 GiB that an engine of this backend can "
+                    "hold: quantize it or convert it to fp16, or build for another backend",
+                )
+            with open(copy, "xb", opener=_private) as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+
+    def _open(self, location: str) -> int:
+        parts = PurePosixPath(location)
+        if not location or "\0" in location or parts.is_absolute() or ".." in parts.parts:
+            raise self._error(
+                location,
+                "is not a path below the model's folder: save the model again with its data "
+                "beside it",
             )
-            raise BuildError(message)
-        source = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "links in a circle"
-        message = (
-            f"{model}: external data {location!r} cannot be read: {reason}. Put the "
-            f"file beside the model, where it was when the model was saved"
+        folder = self._model.parent.resolve()
+        try:
+            resolved = (folder / location).resolve(strict=True)
+            if resolved.is_relative_to(folder):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                return os.open(resolved, flags)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            reason = getattr(error, "strerror", None) or error
+            raise self._error(
+                location,
+                f"cannot be read: {reason}. Put the file beside the model, where it was when "
+                f"the "
+                f"model was saved",
+            ) from error
+        raise self._error(
+            location,
+            f"is a link that leaves the model's folder (to {resolved}): copy the file in its "
+            f"place",
         )
-        raise BuildError(message) from error
-    with os.fdopen(source, "rb") as opened:
-        _refuse_odd_file(model, location, os.fstat(opened.fileno()))
-        return _copy_open_file(opened.fileno(), copy)
 
 
-def _refuse_odd_file(model: Path, location: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        message = f"{model}: external data {location!r} is not a regular file"
-        raise BuildError(message)
-    if status.st_nlink > 1:
-        message = (
-            f"{model}: external data {location!r} is a hard link to a file that has "
-            f"{status.st_nlink} names, so it may belong to somebody else: copy the file in its "
-            f"place"
-        )
-        raise BuildError(message)
-
-
-def _copy_open_file(source: int, copy: Path) -> int:
-    target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    total = 0
-    try:
-        while sent := os.sendfile(target, source, total, _COPY_BYTES):
-            total += sent
-    finally:
-        os.close(target)
-    return total
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

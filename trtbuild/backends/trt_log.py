@@ -18,6 +18,8 @@ _UINT8 = "DequantizeLinear with UINT8 zero_point"
 
 _REMEDIES = (
     ("within workspace limit", "raise the build option workspace_mib"),
+    ("workspace memory", "raise the build option workspace_mib"),
+    ("did not take", "choose a value that it keeps"),
     ("FP32 GEMM is not supported", "convert the model to fp16, or build for sm_80 or newer"),
     (
         "HW-specific datatypes",

@@ -1,0 +1,196 @@
+"""Engines of TensorRT-RTX, built without a GPU: their layers, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from tests.backends import building, graphs
+from trtbuild.backends import onnxruntime, tensorrt_rtx, trt_session
+from trtbuild.backends.isolation import build_isolated
+from trtbuild.backends.trt_plan import problem
+from trtbuild.engine import ShapeRange
+from trtbuild.errors import BuildError, MissingBackendError
+from trtbuild.recipe import Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.rtx
+
+LIMITS = Limits(build_seconds=120)
+ADA = building.rtx("sm_89")
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_120"])
+def test_a_quantized_network_runs_in_int8_and_says_which_nodes(
+    arch: str, tmp_path: Path
+) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", tensorrt_rtx.SCHEME)
+    target = building.rtx(arch)
+    tensorrt_rtx.preflight(graph, target, "int8")
+    out = tmp_path / "engine"
+    record = building.build(graph, target, out)
+    compute = [layer for layer in record.layers.layers if layer.compute]
+    assert [(layer.kind, layer.nodes[0]) for layer in compute] == [
+        ("correlation", "stem"),
+        ("correlation", "inner"),
+        ("correlation", "head"),
+    ]
+    assert record.layers.precision_achieved == {"int8": 3}
+    covered = {node for layer in record.layers.layers for node in layer.nodes}
+    assert {"stem_relu", "add", "add_relu"} <= covered
+    assert record.inputs == graph.inputs
+    assert problem(out.read_bytes(), arch) == ""
+
+
+def test_turing_loses_int8_convolutions_and_preflight_says_so(tmp_path: Path) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", tensorrt_rtx.SCHEME)
+    turing = building.rtx("sm_75")
+    record = building.build(graph, turing, tmp_path / "engine")
+    assert record.layers.precision_achieved == {"fp32": 3}
+    with pytest.raises(BuildError, match=r"'stem'.*sm_75 computes it in float"):
+        tensorrt_rtx.preflight(graph, turing, "int8")
+
+
+def test_a_float_network_is_fused_and_says_so(tmp_path: Path) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    record = building.build(graph, ADA, tmp_path / "engine")
+    covered = [set(layer.nodes) for layer in record.layers.layers if layer.compute]
+    assert covered == [{"stem", "stem_relu"}, {"inner", "add", "add_relu"}, {"head"}]
+    assert record.layers.precision_achieved == {"fp32": 3}
+
+
+def test_layers_of_several_profiles_are_counted_once(tmp_path: Path) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    wish = building.request(graph, ADA, tmp_path / "engine")
+    twice = msgspec.structs.replace(wish, profiles=wish.profiles * 2)
+    assert build_isolated(twice, LIMITS).layers.precision_achieved == {"fp32": 3}
+
+
+def test_node_names_that_would_break_the_log_survive(tmp_path: Path) -> None:
+    names = ["a\nName: b", "c, LayerType: gemm, Inputs: []", "d\x1fe", "same", "same", ""]
+    graph = graphs.chain(tmp_path / "m.onnx", names)
+    record = building.build(graph, ADA, tmp_path / "engine")
+    covered = [name for layer in record.layers.layers for name in layer.nodes]
+    assert set(covered) == {*names[:5], "node_of_relu_5_out"}
+    assert record.layers.precision_achieved == {"fp32": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimization_level": 99}, "did not take optimization_level = 99, it has 5"),
+        ({"optimization_level": -1}, "did not take optimization_level = -1"),
+        ({"workspace_mib": -5}, "refuses workspace_mib"),
+        ({"workspace_mib": 0}, "raise the build option workspace_mib"),
+    ],
+)
+def test_a_setting_that_takes_no_effect_is_an_error(
+    settings: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    wish = building.request(graph, ADA, tmp_path / "engine", **settings)
+    with pytest.raises(BuildError) as caught:
+        build_isolated(wish, LIMITS)
+    assert words in str(caught.value)
+    assert not wish.out.exists()
+
+
+def test_an_unknown_setting_is_our_own_mistake(tmp_path: Path) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    with pytest.raises(ValueError, match="precision"):
+        tensorrt_rtx.build(graph, (), {"precision": "int8"}, ADA, tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ((), "input 'x' has dynamic axes"),
+        ((("y", (1, 16, 16, 16)),), "names input 'y'"),
+        ((("x", (1, 16, 16)),), "has 4 axes"),
+        ((("x", (1, 3, 16, 16)),), "axis 1 of input 'x' is always 16"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_explained(
+    ranges: tuple[tuple[str, tuple[int, ...]], ...], words: str, tmp_path: Path
+) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    wish = building.request(graph, ADA, tmp_path / "engine")
+    profile = tuple(ShapeRange(input=n, min=s, opt=s, max=s) for n, s in ranges)
+    with pytest.raises(BuildError) as caught:
+        build_isolated(msgspec.structs.replace(wish, profiles=(profile,)), LIMITS)
+    assert words in str(caught.value)
+
+
+def test_uint8_is_refused_before_and_by_the_build(tmp_path: Path) -> None:
+    draw = graphs.Drawing(
+        msgspec.structs.replace(onnxruntime.SCHEME, requantize_outputs=(), bias="float")
+    )
+    relu = draw.node("Relu", ["x"], "relu")
+    graph = draw.save(tmp_path / "m.onnx", draw.conv(draw.activation(relu), "c"), graphs.IMAGE)
+    with pytest.raises(BuildError, match=r"'q_relu_out'.*uint8 zero point"):
+        tensorrt_rtx.preflight(graph, ADA, "int8")
+    with pytest.raises(BuildError, match="reads uint8 as int8"):
+        building.build(graph, ADA, tmp_path / "engine")
+
+
+def test_int32_biases_are_refused_before_and_by_the_build(tmp_path: Path) -> None:
+    scheme = msgspec.structs.replace(tensorrt_rtx.SCHEME, bias="int32")
+    graph = graphs.residual(tmp_path / "m.onnx", scheme)
+    with pytest.raises(BuildError, match=r"'dq_stem_b'.*leave biases in floating point"):
+        tensorrt_rtx.preflight(graph, ADA, "int8")
+    with pytest.raises(BuildError, match=r"'dq_stem_b'.*Int32"):
+        building.build(graph, ADA, tmp_path / "engine")
+
+
+def test_an_unsupported_operator_is_named_with_what_to_do(tmp_path: Path) -> None:
+    draw = graphs.Drawing()
+    found = draw.node("NonZero", ["x"], "where")
+    number = draw.node("Cast", [found], "number", to=onnx.TensorProto.FLOAT)
+    graph = draw.save(tmp_path / "m.onnx", number, (2, 8))
+    with pytest.raises(BuildError, match=r"'where'.*outside of the engine"):
+        tensorrt_rtx.preflight(graph, ADA, "fp32")
+
+
+def test_scales_for_each_channel_of_an_activation_are_refused(tmp_path: Path) -> None:
+    draw = graphs.Drawing()
+    grid = [
+        draw.constant("scales", np.full(graphs.CHANNELS, 0.1, np.float32)),
+        draw.constant("zeros", np.zeros(graphs.CHANNELS, np.int8)),
+    ]
+    codes = draw.node("QuantizeLinear", ["x", *grid], "q", axis=1)
+    values = draw.node("DequantizeLinear", [codes, *grid], "dq", axis=1)
+    graph = draw.save(tmp_path / "m.onnx", draw.conv(values, "c"), graphs.IMAGE)
+    with pytest.raises(BuildError, match=r"'q' .*one scale per tensor"):
+        tensorrt_rtx.preflight(graph, ADA, "int8")
+
+
+def test_every_architecture_is_a_target_or_explains_itself() -> None:
+    offered = tensorrt_rtx.targets(tensorrt_rtx.ARCHS)
+    assert all(entry.cannot_build == "" for entry in offered)
+    (hopper,) = tensorrt_rtx.targets(("sm_90",))
+    assert "sm_90 is not supported by TensorRT-RTX" in hopper.cannot_build
+
+
+def test_an_engine_for_another_architecture_does_not_run_here() -> None:
+    absent = building.rtx("sm_1")
+    assert trt_session.cannot_run(absent)
+    with pytest.raises(MissingBackendError):
+        trt_session.open_session(b"", absent)
+
+
+def test_a_cut_engine_is_recognized(tmp_path: Path) -> None:
+    graph = graphs.chain(tmp_path / "m.onnx", ["conv"])
+    out = tmp_path / "engine"
+    building.build(graph, ADA, out)
+    engine = out.read_bytes()
+    assert problem(engine, "sm_89") == ""
+    assert "header says" in problem(engine[:-1], "sm_89")
+    assert "expected sm_86" in problem(engine, "sm_86")
+    assert "does not start" in problem(b"\0" * len(engine), "sm_89")
+    assert "fewer than a header" in problem(b"vtrt", "sm_89")
