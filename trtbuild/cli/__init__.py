@@ -7,6 +7,12 @@ from typing import Annotated
 
 import typer
 
+from trtbuild.cli import cache
+from trtbuild.cli.calibrate import calibrate
+from trtbuild.cli.doctor import doctor
+from trtbuild.cli.engine import engine
+from trtbuild.cli.export import export
+from trtbuild.cli.verify import verify
 from trtbuild.errors import TrtbuildError
 
 app = typer.Typer(
@@ -35,6 +41,14 @@ def _root(
     ] = False,
 ) -> None:
     """Turn a model in its own framework into a tested, cached inference engine."""
+
+
+app.command()(engine)
+app.command()(export)
+app.command()(calibrate)
+app.command()(verify)
+app.add_typer(cache.app, name="cache")
+app.command()(doctor)
 
 
 def main() -> None:

@@ -23,10 +23,6 @@ JsonOption = Annotated[
     typer.Option("--json", help="Print one JSON document; progress and logs go to stderr."),
 ]
 
-VerboseOption = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr.")
-]
-
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Write the result here.")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import trtbuild
 from trtbuild.backends import backend
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.job import BuildRequest
@@ -117,7 +117,7 @@ def build_engine(
             build_seconds=_milliseconds(record),
             peak_rss_bytes=record.peak_rss_bytes,
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            trtbuild_version=version("trtbuild"),
+            trtbuild_version=trtbuild.__version__,
             recipe=recipe_json(context.recipe),
         )
         return make_record("engine", key.digest, key, manifest, (blob,))

@@ -25,6 +25,9 @@ _LONGEST = 64
 """Links that are followed; a chain grows by one when user code starts to read other files."""
 
 
+_NONE = b"null"
+
+
 class Look(Value, frozen=True):
     """What to look at next, each sorted."""
 
@@ -34,10 +37,18 @@ class Look(Value, frozen=True):
 
 
 class Link(Value, frozen=True):
-    """One link: what to look at next, or the answer (JSON) once everything was looked at."""
+    """One link: what to look at next, or, once everything was looked at, the answer as JSON.
+
+    ``answer`` is JSON's ``null`` where there is none yet.
+    """
 
     look: Look
-    answer: msgspec.Raw | None = None
+    answer: msgspec.Raw
+
+    @property
+    def answered(self) -> bool:
+        """Whether the chain ends here."""
+        return bytes(self.answer) != _NONE
 
 
 def recall(store: Store, question: object) -> msgspec.Raw | None:
@@ -48,7 +59,7 @@ def recall(store: Store, question: object) -> msgspec.Raw | None:
         if record is None:
             return None
         link = record.read(Link)
-        if link.answer is not None:
+        if link.answered:
             return link.answer
         key = _next_key(key, link.look)
     return None
@@ -71,10 +82,10 @@ def remember(
         complete = _covers(covered, needed)
         link = Link(
             look=Look() if complete else needed,
-            answer=msgspec.Raw(encode(answer)) if complete else None,
+            answer=msgspec.Raw(encode(answer) if complete else _NONE),
         )
         stored = store.put(make_record("memo", key, {"question": question}, link)).read(Link)
-        if stored.answer is not None:
+        if stored.answered:
             return
         covered = _union(covered, stored.look)
         key = _next_key(key, stored.look)

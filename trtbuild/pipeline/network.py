@@ -151,17 +151,25 @@ def quantized(
         BuildError: the model is quantized already, or has nothing to quantize.
         DataError: the data does not fit the model, or activations are not finite.
     """
-    keep_float = context.recipe.quantization.keep_float
-    placements = {s.name: quantizer.placement_of(graph, s, keep_float) for s in schemes}
-    for placement in placements.values():
-        _expect_nodes(context, placement)
-    tensors = tuple(dict.fromkeys(t for p in placements.values() for t in p.observed))
-    ranges, ranges_sha256 = _ranges(context, graph, data, tensors)
+    placements = _placements(context, graph, schemes)
+    ranges, ranges_sha256 = _ranges(context, graph, data, _observed(placements))
     networks = {}
     for scheme in schemes:
         work = _Quantizing(context, graph, data, scheme, placements[scheme.name])
         networks[scheme.name] = work.network(ranges, ranges_sha256)
     return networks
+
+
+def measured(
+    context: Context, graph: Graph, data: Data, schemes: tuple[Scheme, ...]
+) -> tuple[Ranges, str]:
+    """Return the ranges that the schemes need to quantize ``graph``, and their digest.
+
+    Raises:
+        BuildError: the model is quantized already, or has nothing to quantize.
+        DataError: the data does not fit the model, or activations are not finite.
+    """
+    return _ranges(context, graph, data, _observed(_placements(context, graph, schemes)))
 
 
 def cast(context: Context, graph: Graph, data: Data | None) -> Network:
@@ -211,6 +219,20 @@ def cast(context: Context, graph: Graph, data: Data | None) -> Network:
     # ONNX Runtime has no BF16 kernels on a CPU: its twin rounds in FP32.
     twin = stage("cast for the twin", emulated=True) if low == "bf16" else network
     return Network(graph=network, twin=twin, fused=False, rows=())
+
+
+def _placements(
+    context: Context, graph: Graph, schemes: tuple[Scheme, ...]
+) -> dict[str, Placement]:
+    keep_float = context.recipe.quantization.keep_float
+    placements = {s.name: quantizer.placement_of(graph, s, keep_float) for s in schemes}
+    for placement in placements.values():
+        _expect_nodes(context, placement)
+    return placements
+
+
+def _observed(placements: dict[str, Placement]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(t for p in placements.values() for t in p.observed))
 
 
 def _expect_nodes(context: Context, placement: Placement) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import backend
-from trtbuild.errors import BuildError, MissingBackendError
+from trtbuild.errors import BuildError, MissingBackendError, TrustError
 from trtbuild.pipeline import recall
 from trtbuild.pipeline.context import Context
-from trtbuild.pipeline.engines import build_engine, profile_of
+from trtbuild.pipeline.engines import Built, build_engine, profile_of
 from trtbuild.pipeline.memo import merged
 from trtbuild.pipeline.network import Network, cast, optimized, quantized
 from trtbuild.pipeline.source import export_source, open_data
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trtbuild.backends.scheme import Scheme
-    from trtbuild.engine import Precision, ShapeRange
+    from trtbuild.engine import Manifest, Precision, ShapeRange
     from trtbuild.graph import Graph
-    from trtbuild.pipeline.engines import Built
     from trtbuild.pipeline.source import Data, ExportedSource
     from trtbuild.pipeline.targets import Plan, Planned
     from trtbuild.pipeline.verification import Timing
@@ -61,10 +60,26 @@ def run(work: Work) -> Report:
     return report
 
 
+def verify(work: Work, manifest: Manifest) -> Report:
+    """Measure an engine of the store again and judge it; nothing is built but its baseline.
+
+    Raises:
+        TrustError: the recipe leads to another network now than the one the engine was built
+            of, so that its model or data are not what they were.
+        TrtbuildError: as :func:`run`.
+    """
+    with work.store.scratch() as folder:
+        context = Context(recipe=work.recipe, store=work.store, work=folder, say=work.say)
+        return _Run(context, work, manifest).report()[0]
+
+
 class _Run:
-    def __init__(self, context: Context, work: Work) -> None:
+    """One run under way; with a ``manifest`` that engine is verified and none is built."""
+
+    def __init__(self, context: Context, work: Work, manifest: Manifest | None = None) -> None:
         self._context = context
         self._work = work
+        self._manifest = manifest
         self._precision: Precision = work.recipe.quantization.precision
         self._skipped = [
             SkippedTarget(target=item.target, reason=item.reason) for item in work.plan.skipped
@@ -77,7 +92,7 @@ class _Run:
         graph = optimized(context, source.graph)
         profile = profile_of(context, graph)
         networks = self._networks(graph, data)
-        built = self._build(networks, profile)
+        built = self._found(networks) if self._manifest else self._build(networks, profile)
         reports = self._verified(source, data, graph, built, profile)
         report = Report(
             recipe=context.recipe.name,
@@ -128,6 +143,18 @@ class _Run:
             reasons = "; ".join(f"{item.target}: {item.reason}" for item in self._skipped)
             raise MissingBackendError(f"no target can be built: {reasons}")
         return built
+
+    def _found(self, networks: dict[str, Network]) -> list[tuple[Built, Network]]:
+        planned = self._work.plan.planned[0]
+        network = networks[_scheme(planned).name]
+        manifest = self._manifest
+        if manifest is None or manifest.preimage.network_sha256 != network.graph.sha256:
+            raise TrustError(
+                f"{self._context.recipe.name}: the recipe now gives the network "
+                f"{network.graph.sha256[:12]}, the engine was built of another: its model, "
+                f"data or options have changed since. Build it again, or give the recipe it had"
+            )
+        return [(Built(planned=planned, manifest=manifest, cached=True), network)]
 
     def _verified(
         self,

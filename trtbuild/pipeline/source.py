@@ -10,9 +10,10 @@ import msgspec
 
 from trtbuild.backends.fingerprint import version
 from trtbuild.backends.ort_session import open_graph
+from trtbuild.batches import rechunk
 from trtbuild.canonical import digest
 from trtbuild.engine import ShapeRange, TensorSpec, Value
-from trtbuild.errors import RecipeError
+from trtbuild.errors import DataError, RecipeError
 from trtbuild.graph.model import files_of, load_model, read_graph, save_model
 from trtbuild.pipeline import memo
 from trtbuild.sources import ExportRequest, source
@@ -24,7 +25,7 @@ from trtbuild.verify.parity import check_parity
 from trtbuild.verify.results import Parity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from trtbuild.backends import Session
@@ -204,14 +205,41 @@ def reference_session(context: Context) -> Session:
 
 def calibration(data: Data, graph: Graph) -> Iterator[Batch]:
     """Yield the calibration batches, each checked against the graph's inputs."""
-    batches = data.provider.calibration_batches()
-    return checked(batches, graph.inputs, data.provider.name, "calibration_batches")
+    return _checked(data, graph, data.provider.calibration_batches(), "calibration_batches")
 
 
 def evaluation(data: Data, graph: Graph) -> Iterator[Batch]:
     """Yield the evaluation batches, each checked against the graph's inputs."""
-    batches = data.provider.evaluation_batches()
-    return checked(batches, graph.inputs, data.provider.name, "evaluation_batches")
+    return _checked(data, graph, data.provider.evaluation_batches(), "evaluation_batches")
+
+
+def _checked(data: Data, graph: Graph, batches: Iterable[Batch], what: str) -> Iterator[Batch]:
+    """Check batches, cut to the model's size first where it has one and no metric forbids it.
+
+    A metric may depend on what stands in one batch (a search, for example), so batches of a
+    provider that has one are taken as they are. A rest that does not fill a batch is left out.
+    """
+    fixed = {spec.shape[0] for spec in graph.inputs if spec.shape}
+    size = next(iter(fixed), None)
+    if data.provider.metric is None and len(fixed) == 1 and isinstance(size, int):
+        names = [spec.name for spec in graph.inputs]
+        batches = (
+            batch
+            for batch in rechunk(_with_inputs(data.provider.name, batches, names), names, size)
+            if all(len(array) == size for array in batch.values())
+        )
+    return checked(batches, graph.inputs, data.provider.name, what)
+
+
+def _with_inputs(provider: str, batches: Iterable[Batch], names: list[str]) -> Iterator[Batch]:
+    """Yield the batches, each known to have every input."""
+    for batch in batches:
+        if any(name not in batch for name in names):
+            raise DataError(
+                f"{provider}: a batch has the arrays {', '.join(map(repr, batch))}, but the "
+                f"model's inputs are {', '.join(map(repr, names))}. Name the arrays like these"
+            )
+        yield batch
 
 
 def _digested(provider: Provider) -> tuple[Provider, DataInfo]:

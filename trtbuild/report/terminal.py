@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,6 +14,7 @@ from rich.text import Text
 from trtbuild.report.sections import sections, verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TextIO
 
     from trtbuild.report.document import Report
@@ -34,17 +36,29 @@ _STYLES = {
 
 def print_report(report: Report, out: TextIO) -> None:
     """Write the report to ``out``: as wide as the terminal, or 100 columns into a pipe."""
-    if out.isatty():
-        _draw(report, Console(file=out, markup=False, highlight=False, emoji=False))
-    else:
-        # A pipe in another encoding than UTF-8 has no lines to draw with.
-        encoding = out.encoding or "utf-8"
-        text = to_text(report, width=_PIPE_COLUMNS)
-        out.write(text.encode(encoding, "replace").decode(encoding))
+    _print(partial(_draw, report), out)
+
+
+def print_section(section: Section, out: TextIO) -> None:
+    """Write one section to ``out``, as wide as :func:`print_report` does."""
+    _print(partial(_draw_section, section), out)
 
 
 def to_text(report: Report, width: int) -> str:
     """Return the report as plain text, no line longer than ``width`` columns."""
+    return _text(partial(_draw, report), width)
+
+
+def _print(draw: Callable[[Console], None], out: TextIO) -> None:
+    if out.isatty():
+        draw(Console(file=out, markup=False, highlight=False, emoji=False))
+    else:
+        # A pipe in another encoding than UTF-8 has no lines to draw with.
+        encoding = out.encoding or "utf-8"
+        out.write(_text(draw, _PIPE_COLUMNS).encode(encoding, "replace").decode(encoding))
+
+
+def _text(draw: Callable[[Console], None], width: int) -> str:
     out = io.StringIO()
     console = Console(
         file=out,
@@ -55,7 +69,7 @@ def to_text(report: Report, width: int) -> str:
         highlight=False,
         emoji=False,
     )
-    _draw(report, console)
+    draw(console)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -65,16 +79,20 @@ def _draw(report: Report, console: Console) -> None:
     console.print(Text(f"trtbuild: {report.recipe}, from {source.framework}{digest}", "bold"))
     for section in sections(report):
         console.print()
-        console.print(Text(section.title, "bold cyan"))
-        if section.rows:
-            console.print(_table(section))
-        for note in section.notes:
-            indent = len(note) - len(note.lstrip()) + 2
-            for line in Text(note.lstrip()).wrap(console, console.width - indent):
-                console.print(Text(" " * indent) + line)
+        _draw_section(section, console)
     console.print()
     ending = verdict(report) + (" (full cache hit)" if report.full_cache_hit else "")
     console.print(Text(ending, "bold green" if report.passed else "bold red"))
+
+
+def _draw_section(section: Section, console: Console) -> None:
+    console.print(Text(section.title, "bold cyan"))
+    if section.rows:
+        console.print(_table(section))
+    for note in section.notes:
+        indent = len(note) - len(note.lstrip()) + 2
+        for line in Text(note.lstrip()).wrap(console, console.width - indent):
+            console.print(Text(" " * indent) + line)
 
 
 def _table(section: Section) -> Table:

@@ -1,0 +1,112 @@
+"""``trtbuild engine``: the main job, everything up to verified engines in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtbuild.cli.options import (
+    JsonOption,
+    QuietOption,
+    StoreOption,
+)
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE_OR_RECIPE",
+        help="A recipe (.toml), .onnx, .pt2, file.py:factory or package.module:factory.",
+    ),
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", metavar="fp32|fp16|bf16|int8", help="Precision.")
+]
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", metavar="auto|onnxruntime|tensorrt-rtx")
+]
+ArchOption = Annotated[
+    list[str] | None,
+    typer.Option("--arch", metavar="ARCH", help="sm_89, sm_120 ...; repeat it."),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", metavar="DATA", help="A provider (.py), .npz or folder of .npy."
+    ),
+]
+EvaluationOption = Annotated[
+    str | None, typer.Option("--evaluation", metavar="DATA", help="Other data for evaluation.")
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option("--method", metavar="auto|minmax|percentile|entropy|mse"),
+]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME:MIN,OPT,MAX", help="Sizes joined by x; repeat it."),
+]
+KeepFloatOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep-float", metavar="NODE", help="ONNX nodes (patterns) kept in float."),
+]
+MaxDropOption = Annotated[
+    float | None, typer.Option("--max-drop", help="Gate: largest drop of the metric.")
+]
+MinSpeedupOption = Annotated[
+    float | None, typer.Option("--min-speedup", help="Gate: least speed-up over fp32.")
+]
+LevelOption = Annotated[int | None, typer.Option("--optimization-level", min=0, max=5)]
+WorkspaceOption = Annotated[int | None, typer.Option("--workspace-mib", min=1)]
+MarkdownOption = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report here too.")
+]
+
+
+def engine(  # noqa: PLR0913  one parameter per option is how Typer works
+    source: SourceArgument,
+    *,
+    precision: PrecisionOption = None,
+    backend: BackendOption = None,
+    arch: ArchOption = None,
+    calibration: CalibrationOption = None,
+    evaluation: EvaluationOption = None,
+    method: MethodOption = None,
+    shape: ShapeOption = None,
+    keep_float: KeepFloatOption = None,
+    max_drop: MaxDropOption = None,
+    min_speedup: MinSpeedupOption = None,
+    optimization_level: LevelOption = None,
+    workspace_mib: WorkspaceOption = None,
+    markdown: MarkdownOption = None,
+    store: StoreOption = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Build, store and verify the engines of a model or recipe."""
+    from trtbuild.cli.output import finish, speaker
+    from trtbuild.cli.request import Arguments, is_strict, recipe_of
+    from trtbuild.pipeline.job import build_recipe
+
+    arguments = Arguments(
+        precision=precision,
+        backend=backend,
+        arch=tuple(arch or ()),
+        calibration=calibration,
+        evaluation=evaluation,
+        method=method,
+        shape=tuple(shape or ()),
+        keep_float=tuple(keep_float or ()),
+        max_drop=max_drop,
+        min_speedup=min_speedup,
+        optimization_level=optimization_level,
+        workspace_mib=workspace_mib,
+    )
+    report = build_recipe(
+        recipe_of(source, arguments),
+        store,
+        strict=is_strict(arguments),
+        say=speaker(quiet=quiet),
+    )
+    finish(report, as_json=as_json, markdown=markdown)

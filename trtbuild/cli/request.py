@@ -1,0 +1,169 @@
+"""From the arguments of a command to a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from trtbuild.engine import Value
+from trtbuild.errors import RecipeError, UsageError
+from trtbuild.recipe import (
+    UNSUPPORTED_PRECISIONS,
+    Build,
+    Gates,
+    Method,
+    Profile,
+    Quantization,
+    Recipe,
+    Source,
+    load_recipe,
+)
+
+if TYPE_CHECKING:
+    from trtbuild.engine import Precision, Setting
+
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+_BACKENDS = ("auto", "onnxruntime", "tensorrt-rtx")
+
+
+class Arguments(Value, frozen=True):
+    """What a command was given; where it is ``None`` or empty the recipe decides."""
+
+    precision: str | None = None
+    backend: str | None = None
+    arch: tuple[str, ...] = ()
+    calibration: str | None = None
+    evaluation: str | None = None
+    method: str | None = None
+    shape: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
+    max_drop: float | None = None
+    min_speedup: float | None = None
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+
+
+def recipe_of(source: str, arguments: Arguments) -> Recipe:
+    """Return the recipe that ``source`` names or describes, with the arguments laid over it.
+
+    Paths in arguments start from the current folder, those in a recipe file from its own.
+
+    Raises:
+        UsageError: an argument is wrong.
+        RecipeError: the recipe is wrong.
+    """
+    recipe = load_recipe(Path(source)) if source.endswith(".toml") else _described(source)
+    quantization = _quantization(recipe.quantization, arguments)
+    changes = {
+        "targets": _targets(arguments) or recipe.build.targets,
+        "profiles": {**recipe.build.profiles, **dict(map(_profile, arguments.shape))},
+        "options": {**recipe.build.options, **_options(arguments)},
+    }
+    try:
+        build = msgspec.convert({**msgspec.to_builtins(recipe.build), **changes}, Build)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"--shape: {error}") from error
+    gates = Gates(
+        max_drop=_first(arguments.max_drop, recipe.gates.max_drop),
+        min_speedup=_first(arguments.min_speedup, recipe.gates.min_speedup),
+    )
+    return msgspec.structs.replace(recipe, quantization=quantization, build=build, gates=gates)
+
+
+def is_strict(arguments: Arguments) -> bool:
+    """Tell whether the command line names targets, which then must be buildable here."""
+    return bool(_targets(arguments))
+
+
+def _described(source: str) -> Recipe:
+    path = Path(source)
+    if source.endswith(".onnx"):
+        found = Source(onnx=source)
+    elif source.endswith(".pt2"):
+        found = Source(pt2=source)
+    elif ":" in source:
+        found = Source(torch=source)
+        path = Path(source.rpartition(":")[0])
+    else:
+        raise UsageError(
+            f"{source!r} is no source: expected a recipe (.toml), an ONNX file (.onnx), an "
+            f"exported PyTorch program (.pt2), file.py:factory or package.module:factory"
+        )
+    return Recipe(name=path.stem, folder=Path.cwd(), source=found)
+
+
+def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
+    precision = arguments.precision or table.precision
+    if precision in UNSUPPORTED_PRECISIONS:
+        raise UsageError(
+            f"--precision {precision}: not built by this version; expected one of "
+            f"{', '.join(_PRECISIONS)}"
+        )
+    method = arguments.method or table.method
+    for option, value, known in (
+        ("--precision", precision, _PRECISIONS),
+        ("--method", method, _METHODS),
+    ):
+        if value not in known:
+            raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
+    try:
+        return Quantization(
+            precision=cast("Precision", precision),
+            provider=_path(arguments.calibration) or table.provider,
+            evaluation=_path(arguments.evaluation) or table.evaluation,
+            method=cast("Method", method),
+            keep_float=arguments.keep_float or table.keep_float,
+        )
+    except ValueError as error:
+        raise RecipeError(f"{error}. Use --calibration PROVIDER.py|FILE.npz|FOLDER") from error
+
+
+def _targets(arguments: Arguments) -> tuple[str, ...]:
+    name = arguments.backend or "auto"
+    if name not in _BACKENDS:
+        raise UsageError(f"--backend {name}: expected one of {', '.join(_BACKENDS)}")
+    if arguments.arch:
+        return tuple(f"{_backend_for(name, arch)}:{arch}" for arch in arguments.arch)
+    return () if name == "auto" else (name,)
+
+
+def _backend_for(name: str, arch: str) -> str:
+    if name != "auto":
+        return name
+    return "tensorrt-rtx" if arch.startswith("sm_") else "onnxruntime"
+
+
+def _profile(text: str) -> tuple[str, Profile]:
+    """Parse ``images:1x3x224x224,8x3x224x224,32x3x224x224``; one shape stands for all three."""
+    name, _, shapes = text.rpartition(":")
+    try:
+        parsed = [tuple(int(size) for size in part.split("x")) for part in shapes.split(",")]
+    except ValueError:
+        parsed = []
+    if not name or len(parsed) not in (1, 3):
+        raise UsageError(
+            f"--shape {text}: expected NAME:MIN,OPT,MAX with sizes joined by x, such as "
+            f"images:1x3x224x224,8x3x224x224,32x3x224x224"
+        )
+    low, mid, high = parsed if len(parsed) > 1 else parsed * 3
+    return name, Profile(min=low, opt=mid, max=high)
+
+
+def _options(arguments: Arguments) -> dict[str, Setting]:
+    given = {
+        "optimization_level": arguments.optimization_level,
+        "workspace_mib": arguments.workspace_mib,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _path(text: str | None) -> str | None:
+    """Return an argument's path from the current folder, as recipes hold it."""
+    return str(Path(text).absolute()) if text else None
+
+
+def _first(value: float | None, default: float | None) -> float | None:
+    return default if value is None else value

@@ -1,0 +1,38 @@
+"""``trtbuild verify``: an engine against the original framework, measured anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtbuild.cli.engine import MarkdownOption
+from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+
+
+def verify(  # noqa: PLR0913  one parameter per option is how Typer works
+    engine: Annotated[
+        str,
+        typer.Argument(metavar="ENGINE", help="A digest, a prefix of one, a key or a path."),
+    ],
+    *,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", help="Model, data and gates (default: those it was built for)."
+        ),
+    ] = None,
+    markdown: MarkdownOption = None,
+    store: StoreOption = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare an engine of the store with its framework, time it, and judge its gates."""
+    from trtbuild.cli.output import finish, speaker
+    from trtbuild.pipeline.job import verify_engine
+    from trtbuild.recipe import load_recipe
+
+    given = load_recipe(recipe) if recipe else None
+    report = verify_engine(engine, store, given, say=speaker(quiet=quiet))
+    finish(report, as_json=as_json, markdown=markdown)

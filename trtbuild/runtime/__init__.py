@@ -1,0 +1,1 @@
+"""What a production service imports: no ONNX, no framework, no command line."""
