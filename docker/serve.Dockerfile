@@ -50,6 +50,6 @@ WORKDIR /opt/trtbuild
 ENV PATH=/opt/trtbuild/.venv/bin:$PATH \
     TRTBUILD_STORE=/store
 
-RUN python -c "import trtbuild.runtime"
+RUN python -c "import trtbuild.runtime.load, trtbuild.backends.ort_session"
 
 CMD ["python"]

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from trtbuild.backends import NAMES
+
 HEAVY = {
     "numpy",
     "onnx",
@@ -52,6 +54,23 @@ def test_a_light_module_loads_nothing_heavy(name: str) -> None:
     loaded = {module.partition(".")[0] for module in run(MODULES.format(name=name)).split()}
     assert "trtbuild" in loaded
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_service_imports_reads_no_onnx_and_has_no_command_line(name: str) -> None:
+    code = "import sys, trtbuild.runtime.load; from trtbuild.backends import runtime;"
+    code += f"runtime({name!r});"
+    loaded = {module.partition(".")[0] for module in run(f"{code} print(*sys.modules)").split()}
+    assert "trtbuild" in loaded
+    assert not loaded & {
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "polygraphy",
+        "rich",
+        "torch",
+        "typer",
+    }
 
 
 def test_help_loads_nothing_heavy() -> None:

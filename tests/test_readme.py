@@ -58,7 +58,7 @@ def named(*languages: str) -> list[object]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    text = block.text.replace("\\\n", " ")
+    text = block.text.replace("\\\n", " ").replace(" && ", "\n")
     lines = text.splitlines()
     if block.language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
