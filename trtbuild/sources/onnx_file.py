@@ -1,0 +1,64 @@
+"""ONNX files as sources: checked, taken as they are, and run as they are for the reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+
+from trtbuild.backends.ort_session import open_graph
+from trtbuild.errors import SourceError
+from trtbuild.graph.model import read_graph
+from trtbuild.sources import absolute
+from trtbuild.sources.shapes import check_dims
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trtbuild.backends import Session
+    from trtbuild.graph import Graph
+    from trtbuild.sources import ExportRequest
+
+_REASON_CHARACTERS = 300
+"""The checker quotes whole nodes; the beginning says what is wrong."""
+
+
+def export(request: ExportRequest) -> Graph:
+    """Return the file itself as a graph, once it is checked; nothing is written.
+
+    Raises:
+        SourceError: there is no such file, or it is no sound ONNX model.
+        RecipeError: a profile is for an unknown input, or has another rank.
+        ExportError: a profile asks for a size that the file does not allow.
+    """
+    graph = checked_graph(absolute(request.location, request.folder))
+    check_dims(graph.inputs, request.profiles)
+    return graph
+
+
+def reference(location: str, folder: Path) -> Session:
+    """Return a session of the untouched file, whose Q/DQ pairs are computed as written."""
+    return open_graph(checked_graph(absolute(location, folder)).path, fused=False)
+
+
+def checked_graph(path: Path) -> Graph:
+    """Return the graph in ``path`` after onnx's full check, shape inference included.
+
+    Raises:
+        SourceError: there is no such file, it is empty, cut short or no ONNX, breaks the
+            standard, or its external data is missing or outside its folder.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise SourceError(f"{path}: {what}; expected an ONNX file")
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path}: the file is empty; export or copy the model again")
+    graph = read_graph(path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker, shape inference and protobuf raise their own classes
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+        raise SourceError(
+            f"{path}: not a sound ONNX model: {reason}. Export the model again"
+        ) from error
+    return graph
