@@ -136,11 +136,6 @@ class Layers(Value, frozen=True):
                 counts[layer.precision] = counts.get(layer.precision, 0) + 1
         return dict(sorted(counts.items()))
 
-    @property
-    def fused(self) -> int:
-        """Number of layers that cover more than one ONNX node."""
-        return sum(1 for layer in self.layers if len(layer.nodes) > 1)
-
 
 class BuildRecord(Value, frozen=True):
     """What a build returns beside the engine's bytes: layers, warnings, costs.
@@ -161,7 +156,8 @@ class Manifest(Value, frozen=True):
     """Everything known of an engine when it was built; its record names it.
 
     ``recipe`` is the JSON of the recipe that asked for it first: where the model and the data
-    were, so that the engine can be verified again.
+    were, so that the engine can be verified again. ``fused_layers`` counts the layers that
+    cover more than one operator, QuantizeLinear and DequantizeLinear not counted.
     """
 
     key: str
@@ -173,6 +169,7 @@ class Manifest(Value, frozen=True):
     layers: Layers
     precision_requested: str
     int8_mac_share: float
+    fused_layers: int
     warnings: tuple[str, ...]
     build_seconds: float
     peak_rss_bytes: int

@@ -141,7 +141,7 @@ def _entry(record: Record, manifest: Manifest | None) -> dict[str, object]:
         "precision_requested": manifest.precision_requested,
         "precision_achieved": manifest.layers.precision_achieved,
         "int8_mac_share": manifest.int8_mac_share,
-        "fused_layers": manifest.layers.fused,
+        "fused_layers": manifest.fused_layers,
     }
 
 

@@ -14,14 +14,12 @@ from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
 def verify(  # noqa: PLR0913  one parameter per option is how Typer works
     engine: Annotated[
         str,
-        typer.Argument(metavar="ENGINE", help="A digest, a prefix of one, a key or a path."),
+        typer.Argument(metavar="ENGINE", help="A digest, its prefix, a key or a path."),
     ],
     *,
     recipe: Annotated[
         Path | None,
-        typer.Option(
-            "--recipe", help="Model, data and gates (default: those it was built for)."
-        ),
+        typer.Option("--recipe", help="Model, data, gates (default: its first recipe)."),
     ] = None,
     markdown: MarkdownOption = None,
     store: StoreOption = "",

@@ -46,6 +46,13 @@ def count_macs(graph: Graph, shapes: tuple[ShapeRange, ...]) -> dict[str, int]:
     return {name: count for name, count in macs.items() if count is not None}
 
 
+def quantizer_names(graph: Graph) -> frozenset[str]:
+    """Return the names of the QuantizeLinear and DequantizeLinear nodes of a graph."""
+    proto = onnx.load(graph.path, load_external_data=False)
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    return frozenset(node.name for node in proto.graph.node if node.op_type in kinds)
+
+
 def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     known = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):

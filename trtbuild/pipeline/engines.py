@@ -12,7 +12,7 @@ from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.job import BuildRequest
 from trtbuild.engine import EngineKey, Manifest, ShapeRange
 from trtbuild.errors import RecipeError
-from trtbuild.graph.cost import count_macs
+from trtbuild.graph.cost import count_macs, quantizer_names
 from trtbuild.recipe import recipe_json
 from trtbuild.store import make_record, put_plan
 
@@ -113,6 +113,7 @@ def build_engine(
             layers=record.layers,
             precision_requested=precision,
             int8_mac_share=_int8_share(record.layers, count_macs(graph, profile)),
+            fused_layers=_fused(record.layers, quantizer_names(graph)),
             warnings=record.warnings,
             build_seconds=_milliseconds(record),
             peak_rss_bytes=record.peak_rss_bytes,
@@ -143,6 +144,11 @@ def _int8_share(layers: Layers, macs: Mapping[str, int]) -> float:
     total = sum(macs.values())
     share = sum(count for name, count in macs.items() if name in int8) / total if total else 0.0
     return round(share, 6)
+
+
+def _fused(layers: Layers, quantizers: frozenset[str]) -> int:
+    """Return how many layers cover more than one operator beside Q/DQ."""
+    return sum(len(set(layer.nodes) - quantizers) > 1 for layer in layers.layers)
 
 
 def _milliseconds(record: BuildRecord) -> float:

@@ -14,7 +14,6 @@ from trtbuild.pipeline.network import measured, optimized
 from trtbuild.pipeline.source import export_source, open_data
 from trtbuild.quantization.methods import METHODS, amax
 from trtbuild.quantization.thresholds import INT8_STEPS
-from trtbuild.verify.results import Parity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from trtbuild.quantization.ranges import Ranges, TensorStatistics
     from trtbuild.recipe import Recipe
     from trtbuild.store import Store
+    from trtbuild.verify.results import Parity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,7 +206,7 @@ def _engine_report(context: Context, built: Built, judged: Verification) -> Engi
         precision_requested=manifest.precision_requested,
         precision_achieved=manifest.layers.precision_achieved,
         int8_mac_share=manifest.int8_mac_share,
-        fused_layers=manifest.layers.fused,
+        fused_layers=manifest.fused_layers,
         cached=built.cached,
         verification=judged,
     )
