@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +21,6 @@ from trtbuild.errors import BuildError, MissingBackendError, UsageError
 from trtbuild.recipe import Limits
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trtbuild.graph import Graph
 
 LIMITS = Limits(build_seconds=120)
@@ -42,7 +43,8 @@ from trtbuild.graph.model import read_graph
 _, hard = resource.getrlimit(resource.RLIMIT_STACK)
 resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, hard))
 graph = read_graph(Path(sys.argv[1]))
-print(building.build(graph, building.rtx("sm_89"), graph.path.with_name("engine")).layers.fused)
+record = building.build(graph, building.rtx("sm_89"), graph.path.with_name("engine"))
+print(len(record.layers.layers))
 """
 
 
@@ -79,6 +81,42 @@ def test_a_build_that_hangs_is_killed(tmp_path: Path) -> None:
     wish = building.request(graph, building.ORT, tmp_path / "engine")
     with pytest.raises(BuildError, match="did not end within 2 s and was killed"):
         build_isolated(wish, Limits(build_seconds=2))
+
+
+INTERRUPTED = """
+import sys
+import time
+from pathlib import Path
+from tests.backends import building
+from trtbuild.graph.model import read_graph
+graph = read_graph(Path(sys.argv[1]))
+graph.path.unlink()
+import os
+os.mkfifo(graph.path)
+print("ready", flush=True)
+building.build(graph, building.ORT, graph.path.with_name("engine"))
+"""
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_ctrl_c_leaves_no_child_and_no_files(tmp_path: Path) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    command = [sys.executable, "-c", INTERRUPTED, str(graph.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == b"ready\n"
+        while not any(tmp_path.glob(".build-*/progress")):
+            assert caller.poll() is None
+            time.sleep(0.05)
+        (builder,) = _children(caller.pid)
+        caller.send_signal(signal.SIGINT)
+        caller.communicate(timeout=60)
+    assert caller.returncode != 0
+    assert not Path(f"/proc/{builder}").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_a_build_beyond_its_memory_limit_says_so(tmp_path: Path) -> None:

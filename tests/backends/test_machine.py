@@ -82,7 +82,9 @@ def test_a_build_is_what_its_files_are(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_library_that_is_not_installed_has_an_install_line() -> None:
     with pytest.raises(MissingBackendError, match=r"pip install 'trtbuild\[x\]'"):
         fingerprint.installed("x", ("no-such-distribution",), "trtbuild[x]")
-    assert fingerprint.version("no-such-distribution") == ""
+    assert not fingerprint.version("no-such-distribution")
+    assert not fingerprint.has_module("no_such_module")
+    assert fingerprint.has_module("numpy")
 
 
 def test_the_fingerprint_of_a_backend_has_the_version_of_its_library() -> None:

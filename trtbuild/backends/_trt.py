@@ -204,8 +204,8 @@ class _Build:
             raise MemoryError(detail)
         said = f": {detail}" if detail else ""
         return BuildError(
-            f"{self._graph.path}: TensorRT-RTX {trt.__version__} for {self._target.arch} {what}"
-            f"{said}. What to do: {remedy(what + detail)}"
+            f"{self._graph.path}: TensorRT-RTX {trt.__version__} for {self._target.arch} "
+            f"{what}{said}. What to do: {remedy(what + detail)}"
         )
 
 

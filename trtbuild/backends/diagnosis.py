@@ -58,7 +58,7 @@ def of_death(request: BuildRequest, limits: Limits, death: Death) -> str:
     if death.timed_out:
         return (
             f"{subject} did not end within {limits.build_seconds} s and was killed{moment}: "
-            f"raise [limits] build_seconds, or make the model smaller"
+            "raise [limits] build_seconds, or make the model smaller"
         )
     said = last_lines(death.output)
     if any(word in death.output for word in MEMORY_WORDS):
@@ -66,8 +66,8 @@ def of_death(request: BuildRequest, limits: Limits, death: Death) -> str:
     tail = f". Its last words: {said}" if said else ""
     if death.returncode >= 0:
         return (
-            f"{subject} ended with code {death.returncode}{moment}{tail}. "
-            f"Run 'trtbuild doctor', and report this with the model if everything is installed"
+            f"{subject} ended with code {death.returncode}{moment}{tail}. Run 'trtbuild "
+            "doctor', and report this with the model if everything is installed"
         )
     name = _signal_name(-death.returncode)
     remedy = _REMEDIES.get(name, "cut the model down around the node until it builds")
@@ -79,8 +79,8 @@ def of_memory(request: BuildRequest, limits: Limits, detail: str) -> str:
     bound = "this machine's memory is not enough: build on a larger one"
     if limits.build_memory_mib is not None:
         bound = (
-            f"the limit is {limits.build_memory_mib} MiB of address space: "
-            f"raise [limits] build_memory_mib"
+            f"the limit is {limits.build_memory_mib} MiB of address space: raise [limits] "
+            "build_memory_mib"
         )
     subject = f"{request.graph.path}: the builder of {request.target}"
     return f"{subject} ran out of memory ({detail}); {bound}"

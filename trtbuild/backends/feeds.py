@@ -46,26 +46,24 @@ def check(specs: tuple[TensorSpec, ...], arrays: Mapping[str, npt.NDArray[Any]])
 def _check_array(
     spec: TensorSpec, array: npt.NDArray[Any], sizes: dict[str, tuple[int, str]]
 ) -> None:
-    if array.dtype.name != spec.dtype:
+    if array.dtype.name != spec.dtype or not array.dtype.isnative:
+        got = array.dtype.name if array.dtype.isnative else array.dtype.str
         message = (
-            f"input {spec.name!r}: expected {spec.dtype}, got {array.dtype.name}: convert it "
-            f"with "
-            f".astype({spec.dtype!r})"
+            f"input {spec.name!r}: expected {spec.dtype}, got {got}: convert it "
+            f"with .astype({spec.dtype!r})"
         )
         raise UsageError(message)
     if array.ndim != len(spec.shape):
         message = (
             f"input {spec.name!r}: expected {len(spec.shape)} axes {list(spec.shape)}, got "
-            f"shape "
-            f"{list(array.shape)}"
+            f"shape {list(array.shape)}"
         )
         raise UsageError(message)
     for axis, (size, got) in enumerate(zip(spec.shape, array.shape, strict=True)):
         if isinstance(size, int) and got != size:
             message = (
                 f"input {spec.name!r}: expected shape {list(spec.shape)}, got "
-                f"{list(array.shape)} "
-                f"(axis {axis} must be {size})"
+                f"{list(array.shape)} (axis {axis} must be {size})"
             )
             raise UsageError(message)
         if isinstance(size, str) and size != "?":

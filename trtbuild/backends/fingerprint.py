@@ -8,6 +8,7 @@ digest of that list stands for all of them and costs a millisecond.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from importlib import metadata
 
 from trtbuild.engine import Fingerprint
@@ -33,6 +34,11 @@ def installed(backend: str, distributions: tuple[str, ...], install: str) -> Fin
     return Fingerprint(backend=backend, version=found[0].version, build=total.hexdigest())
 
 
+def has_module(name: str) -> bool:
+    """Return whether a top-level module is installed; does not import it."""
+    return importlib.util.find_spec(name) is not None
+
+
 def version(distribution: str) -> str:
     """Return the version of an installed distribution, or an empty string."""
     try:
@@ -46,8 +52,8 @@ def _distribution(backend: str, name: str, install: str) -> metadata.Distributio
         return metadata.distribution(name)
     except metadata.PackageNotFoundError as error:
         message = (
-            f"backend {backend!r} needs the Python package {name!r}, not installed here: "
-            f"pip install '{install}'"
+            f"backend {backend!r} needs the Python package {name!r}, not installed here: pip "
+            f"install '{install}'"
         )
         raise MissingBackendError(message) from error
 
@@ -62,8 +68,8 @@ def _contents(backend: str, distribution: metadata.Distribution, install: str) -
     if record is None:
         message = (
             f"backend {backend!r}: {distribution.name} {distribution.version} was installed "
-            f"without a {_RECORD} file, so its build cannot be identified: "
-            f"pip install --force-reinstall '{install}'"
+            f"without a {_RECORD} file, so its build cannot be identified: pip install "
+            f"--force-reinstall '{install}'"
         )
         raise MissingBackendError(message)
     lines = []

@@ -87,9 +87,8 @@ def _availability(arch: str, here: str, missing: str) -> Availability:
     reason = missing
     if arch != here:
         reason = (
-            f"ONNX Runtime optimizes for the processor that it runs on, here {here}: build and "
-            f"run "
-            f"engines for {arch} on such a machine"
+            f"ONNX Runtime optimizes for the processor that it runs on, here {here}: build "
+            f"and run engines for {arch} on such a machine"
         )
     target = Target(backend=NAME, arch=arch, os=processor.os_name())
     return Availability(target=target, cannot_build=reason, cannot_run=reason)

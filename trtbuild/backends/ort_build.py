@@ -41,8 +41,7 @@ def build(
     if target.arch != processor.arch():
         message = (
             f"{graph.path}: ONNX Runtime builds for this processor, {processor.arch()}, not "
-            f"for "
-            f"{target.arch}: build on such a machine"
+            f"for {target.arch}: build on such a machine"
         )
         raise BuildError(message)
     profiles.check(graph, ranges)
@@ -78,8 +77,7 @@ def _optimize(graph: Graph, staged: staging.Staged, out: Path) -> ort.InferenceS
             raise MemoryError(text) from error
         message = (
             f"{graph.path}: ONNX Runtime {ort.__version__} refuses the model: {text}. Replace "
-            f"what it "
-            f"names, or build for another backend"
+            "what it names, or build for another backend"
         )
         raise BuildError(message) from error
     if not out.exists():

@@ -80,8 +80,7 @@ def cannot_run(target: Target) -> str:
         return ""
     return (
         f"the engine is for {target.arch} on {target.os}, this machine is {here.arch} on "
-        f"{here.os}: "
-        f"build it here, or move"
+        f"{here.os}: build it here, or move"
     )
 
 
@@ -100,8 +99,7 @@ def open_session(engine: bytes, target: Target) -> Session:
     except Exception as error:  # the binding's exceptions share no base class
         message = (
             f"ONNX Runtime {ort.__version__} refuses the engine "
-            f"({' '.join(str(error).split())}): "
-            f"build it again with this version"
+            f"({' '.join(str(error).split())}): build it again with this version"
         )
         raise TrustError(message) from error
 

@@ -114,8 +114,7 @@ def _check_onnx(path: Path, model: onnx.ModelProto) -> None:
     except onnx.checker.ValidationError as error:
         message = (
             f"{path}: not valid ONNX: {' '.join(str(error).split())}. Export the model again, "
-            f"or "
-            f"repair what it names"
+            "or repair what it names"
         )
         raise BuildError(message) from error
     if not model.graph.node or not model.graph.output:
@@ -129,8 +128,7 @@ def _check_sizes(path: Path, model: onnx.ModelProto) -> None:
             if size.HasField("dim_value") and size.dim_value < 1:
                 message = (
                     f"{path}: axis {axis} of {value.name!r} has size {size.dim_value}: "
-                    f"expected a "
-                    f"positive size, or a name for a dynamic axis"
+                    "expected a positive size, or a name for a dynamic axis"
                 )
                 raise BuildError(message)
     for tensor in model.graph.initializer:
@@ -148,7 +146,7 @@ def _check_depth(path: Path, model: onnx.ModelProto) -> None:
             message = (
                 f"{path}: a chain of more than {_MAX_DEPTH} nodes ends at "
                 f"{staging.user_name(node)!r}: fold its constants, or express it as fewer "
-                f"operators"
+                "operators"
             )
             raise BuildError(message)
 

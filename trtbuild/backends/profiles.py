@@ -23,8 +23,7 @@ def check(graph: Graph, profiles: tuple[tuple[ShapeRange, ...], ...]) -> None:
             if shapes.input not in specs:
                 message = (
                     f"{graph.path}: profile {index} names input {shapes.input!r}, which the "
-                    f"model "
-                    f"does not have: expected one of {', '.join(map(repr, specs))}"
+                    f"model does not have: expected one of {', '.join(map(repr, specs))}"
                 )
                 raise BuildError(message)
             _check_shapes(f"{graph.path}: profile {index}", specs[shapes.input], shapes)
@@ -50,9 +49,9 @@ def check_complete(graph: Graph, profiles: tuple[tuple[ShapeRange, ...], ...]) -
                 str(size) if isinstance(size, int) else "1" for size in spec.shape
             )
             message = (
-                f"{graph.path}: input {spec.name!r} has dynamic axes {list(spec.shape)} and no "
-                f"shapes: give min, opt and max, as in --shape {spec.name}:{example},"
-                f"{example},{example}"
+                f"{graph.path}: input {spec.name!r} has dynamic axes {list(spec.shape)} and "
+                "no shapes: give min, opt and max, as in --shape "
+                f"{spec.name}:{example},{example},{example}"
             )
             raise BuildError(message)
 
@@ -60,8 +59,8 @@ def check_complete(graph: Graph, profiles: tuple[tuple[ShapeRange, ...], ...]) -
 def _check_shapes(where: str, spec: TensorSpec, shapes: ShapeRange) -> None:
     if len(shapes.opt) != len(spec.shape):
         message = (
-            f"{where}: input {spec.name!r} has {len(spec.shape)} axes {list(spec.shape)}, "
-            f"the profile gives {len(shapes.opt)}: {list(shapes.opt)}"
+            f"{where}: input {spec.name!r} has {len(spec.shape)} axes {list(spec.shape)}, the "
+            f"profile gives {len(shapes.opt)}: {list(shapes.opt)}"
         )
         raise BuildError(message)
     for axis, size in enumerate(spec.shape):

@@ -7,6 +7,7 @@ name per node; tensor names are the model's interface and stay.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -188,26 +189,30 @@ class _Copies:
         The file is opened by its resolved path without following a last link, and what was
         opened is judged, so that a file swapped after the check is refused too.
         """
-        with os.fdopen(self._open(location), "rb") as source:
-            status = os.fstat(source.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise self._error(location, "is not a regular file: copy the weights there")
-            if status.st_nlink > 1:
-                raise self._error(
-                    location,
-                    f"is a hard link to a file that has {status.st_nlink} names, so it may "
-                    f"belong "
-                    f"to somebody else: copy the file in its place",
-                )
-            self._left_bytes -= status.st_size
-            if self._left_bytes < 0:
-                raise self._error(
-                    location,
-                    "makes the model larger than the 2 GiB that an engine of this backend can "
-                    "hold: quantize it or convert it to fp16, or build for another backend",
-                )
-            with open(copy, "xb", opener=_private) as target:
-                shutil.copyfileobj(source, target, _COPY_BYTES)
+        with contextlib.ExitStack() as opened:
+            descriptor = self._open(location)
+            opened.callback(os.close, descriptor)
+            self._judge(location, os.fstat(descriptor))
+            source = opened.enter_context(open(descriptor, "rb", closefd=False))
+            target = opened.enter_context(open(copy, "xb", opener=_private))
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+
+    def _judge(self, location: str, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise self._error(location, "is not a regular file: copy the weights there")
+        if status.st_nlink > 1:
+            raise self._error(
+                location,
+                f"is a hard link to a file that has {status.st_nlink} names, so it may belong "
+                "to somebody else: copy the file in its place",
+            )
+        self._left_bytes -= status.st_size
+        if self._left_bytes < 0:
+            raise self._error(
+                location,
+                "makes the model larger than the 2 GiB that an engine of this backend can "
+                "hold: quantize it or convert it to fp16, or build for another backend",
+            )
 
     def _open(self, location: str) -> int:
         parts = PurePosixPath(location)
@@ -228,13 +233,12 @@ class _Copies:
             raise self._error(
                 location,
                 f"cannot be read: {reason}. Put the file beside the model, where it was when "
-                f"the "
-                f"model was saved",
+                "the model was saved",
             ) from error
         raise self._error(
             location,
             f"is a link that leaves the model's folder (to {resolved}): copy the file in its "
-            f"place",
+            "place",
         )
 
 

@@ -62,7 +62,7 @@ def _availability(arch: str, here: tuple[str, ...]) -> Availability:
         cannot_build = (
             f"{arch} is not supported by TensorRT-RTX: it builds for {', '.join(ARCHS)}"
         )
-    elif not fingerprints.version("tensorrt_rtx"):
+    elif not fingerprints.has_module("tensorrt_rtx"):
         cannot_build = f"TensorRT-RTX is not installed: pip install '{_INSTALL}'"
     cannot_run = cannot_build
     if not cannot_run and not here:

@@ -111,8 +111,8 @@ class _TrtSession:
     def _refusal(self, what: str) -> str:
         detail = "; ".join(dict.fromkeys(MESSAGES.errors))
         return (
-            f"TensorRT-RTX {trt.__version__} {what}{': ' + detail if detail else ''}. Build it "
-            f"again with this version, for this GPU"
+            f"TensorRT-RTX {trt.__version__} {what}{': ' + detail if detail else ''}. Build "
+            "it again with this version, for this GPU"
         )
 
     def _spec(self, name: str) -> TensorSpec:
@@ -132,8 +132,8 @@ class _TrtSession:
         if not self._context.set_input_shape(name, given.shape) or MESSAGES.errors:
             bounds = [list(dims) for dims in self._engine.get_tensor_profile_shape(name, 0)]
             message = (
-                f"input {name!r}: shape {list(given.shape)} is outside of the profile: "
-                f"min {bounds[0]}, max {bounds[2]}"
+                f"input {name!r}: shape {list(given.shape)} is outside of the profile: min "
+                f"{bounds[0]}, max {bounds[2]}"
             )
             raise UsageError(message)
         if self._engine.get_tensor_location(name) == trt.TensorLocation.HOST:

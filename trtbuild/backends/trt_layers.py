@@ -79,9 +79,8 @@ def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
         match = _LAYER.match(line)
         if match is None:
             message = (
-                f"cannot read the layer {line[:200]!r} that the builder reports: a tensor name "
-                f"with "
-                f"line breaks or brackets does this; rename the model's tensors"
+                f"cannot read the layer {line[:200]!r} that the builder reports: a tensor "
+                "name with line breaks or brackets does this; rename the model's tensors"
             )
             raise BuildError(message)
         profile = _PROFILE.search(match["name"])

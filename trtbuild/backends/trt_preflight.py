@@ -131,8 +131,8 @@ class _Check:
                 word = onnx.TensorProto.DataType.Name(kind).lower()
                 message = (
                     f"{self._graph.path}: {self._target}: {value.name!r} has type {word}: "
-                    f"expected "
-                    f"float, float16, bfloat16, int32, int64 or bool; cast it in the model"
+                    "expected float, float16, bfloat16, int32, int64 or bool; cast it in the "
+                    "model"
                 )
                 raise BuildError(message)
 
@@ -149,7 +149,7 @@ class _Check:
             raise self._error(
                 node,
                 f"dequantizes the INT32 constant {node.input[0]!r}: leave biases in floating "
-                f"point",
+                "point",
             )
         if weight is None and not self._comes_from_constant(node):
             scale = self._constants[node.input[1]]
@@ -157,8 +157,7 @@ class _Check:
                 raise self._error(
                     node,
                     f"has {list(scale.dims)} scales for an activation, which would run in "
-                    f"float "
-                    f"without a warning: give one scale per tensor",
+                    "float without a warning: give one scale per tensor",
                 )
 
     def _comes_from_constant(self, node: onnx.NodeProto) -> bool:
@@ -169,8 +168,8 @@ class _Check:
         if zero_point.data_type == onnx.TensorProto.UINT8:
             raise self._error(
                 node,
-                "has a uint8 zero point, which would be read as int8 and clip at 127: quantize "
-                "symmetrically to int8",
+                "has a uint8 zero point, which would be read as int8 and clip at 127: "
+                "quantize symmetrically to int8",
             )
         if zero_point.data_type != onnx.TensorProto.INT8:
             return

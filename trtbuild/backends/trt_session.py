@@ -19,19 +19,19 @@ def cannot_run(target: Target) -> str:
     here = gpu.archs()
     if not here:
         return (
-            "no NVIDIA GPU or driver on this machine: install the driver, or run the engine on "
-            "a machine that has one"
+            "no NVIDIA GPU or driver on this machine: install the driver, or run the engine "
+            "on a machine that has one"
         )
     if target.arch not in here:
         return (
-            f"the engine is for {target.arch}, this machine's GPU is {', '.join(here)}: "
-            f"build for it, or move"
+            f"the engine is for {target.arch}, this machine's GPU is {', '.join(here)}: build "
+            "for it, or move"
         )
     for package in ("tensorrt_rtx", "pycuda"):
-        if not fingerprint.version(package):
+        if not fingerprint.has_module(package):
             return (
-                f"the Python package {package!r} is not installed: pip install 'trtbuild[rtx]' "
-                f"pycuda"
+                f"the Python package {package!r} is not installed: pip install "
+                "'trtbuild[rtx]' pycuda"
             )
     return ""
 
