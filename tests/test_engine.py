@@ -108,7 +108,6 @@ def test_layers_count_what_computes_by_its_precision() -> None:
         )
     )
     assert layers.precision_achieved == {"fp32": 1, "int8": 2}
-    assert layers.fused == 2
 
 
 def layer(name: str, precision: str, *, compute: bool, nodes: tuple[str, ...]) -> Layer:
