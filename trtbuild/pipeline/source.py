@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trtbuild.backends import Session
-    from trtbuild.batches import Batch, Provider
+    from trtbuild.batches import Array, Batch, Provider
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
 
@@ -197,10 +197,33 @@ def export_source(context: Context, data: Data | None) -> ExportedSource:
     )
 
 
-def reference_session(context: Context) -> Session:
-    """Return the session in which the original framework computes."""
+class _Reference:
+    """The framework's session, with the outputs that its export told."""
+
+    def __init__(self, session: Session, graph: Graph) -> None:
+        self._session = session
+        self._graph = graph
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that the framework takes."""
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs of the exported graph, which are the framework's."""
+        return self._graph.outputs
+
+    def run(self, inputs: Batch) -> dict[str, Array]:
+        """Return the framework's outputs."""
+        return self._session.run(inputs)
+
+
+def reference_session(context: Context, graph: Graph) -> Session:
+    """Return the session in which the original framework computes; ``graph`` is its export."""
     recipe = context.recipe
-    return source(recipe.source.framework).reference(recipe.source.location, recipe.folder)
+    module = source(recipe.source.framework)
+    return _Reference(module.reference(recipe.source.location, recipe.folder), graph)
 
 
 def calibration(data: Data, graph: Graph) -> Iterator[Batch]:
@@ -290,7 +313,8 @@ def _parity(context: Context, graph: Graph, data: Data | None) -> Parity | None:
         return None
     context.say("compare the export with the framework")
     batch = next(calibration(data, graph))
-    return check_parity(reference_session(context), open_graph(graph.path, fused=True), batch)
+    exported = open_graph(graph.path, fused=True)
+    return check_parity(reference_session(context, graph), exported, batch)
 
 
 def _check_profiles(graph: Graph, context: Context) -> None:

@@ -213,7 +213,7 @@ def _compared(
     network = next(iter(missing.values()))[1]
     batches = judging(data, source.graph, network)
     metric = data.provider.metric
-    result = compare(reference_session(context), sessions, batches, metric)
+    result = compare(reference_session(context, source.graph), sessions, batches, metric)
     return {
         name: Accuracy(
             samples=result.samples,

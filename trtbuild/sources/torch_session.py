@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class TorchSession:
     """The original model in eval mode, without gradients, one call at a time.
 
-    PyTorch models declare no types or shapes: where ``inputs`` is not given, it and ``outputs``
-    are empty before the first run and tell that run's types and shapes afterwards.
+    PyTorch models declare no types or shapes. Before the first run ``inputs`` has the names of
+    the inputs that ``forward`` needs, with the type ``?`` and no axes, and ``outputs`` is empty;
+    afterwards both tell that run's types and shapes.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class TorchSession:
         self._names = names
         self._required = required
         self._lock = threading.Lock()
-        self._inputs: tuple[TensorSpec, ...] = ()
+        self._inputs = tuple(
+            TensorSpec(name=name, dtype="?", shape=()) for name in names if name in required
+        )
         self._outputs: tuple[TensorSpec, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs of the last run; empty before the first."""
+        """The inputs of the last run; names alone before the first."""
         return self._inputs
 
     @property
