@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-import trtbuild
 from trtbuild.backends import diagnosis
 from trtbuild.backends.job import (
     Failure,
@@ -149,7 +148,7 @@ def _read_until(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes,
 
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    package = Path(trtbuild.__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     return kept | {
         "PYTHONPATH": str(package),
         "PYTHONUTF8": "1",
