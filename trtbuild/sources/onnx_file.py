@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir as ir
 
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.errors import SourceError
-from trtbuild.graph.model import read_graph
+from trtbuild.graph.model import load_model, read_graph
 from trtbuild.sources import absolute
 from trtbuild.sources.shapes import check_dims
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trtbuild.backends import Session
     from trtbuild.graph import Graph
     from trtbuild.sources import ExportRequest
@@ -56,9 +56,30 @@ def checked_graph(path: Path) -> Graph:
     graph = read_graph(path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # checker, shape inference and protobuf raise their own classes
+        model = load_model(path)
+    except SourceError:
+        raise
+    except Exception as error:  # checker, shape inference and onnx-ir raise their own classes
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
         raise SourceError(
             f"{path}: not a sound ONNX model: {reason}. Export the model again"
         ) from error
+    _check_external_sizes(model, path)
     return graph
+
+
+def _check_external_sizes(model: ir.Model, path: Path) -> None:
+    """Refuse external data that is shorter than its tensor; onnx's checker looks at neither."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            available = Path(tensor.path).stat().st_size - (tensor.offset or 0)
+            given = min(available, available if tensor.length is None else tensor.length)
+            if given < tensor.nbytes:
+                raise SourceError(
+                    f"{path}: tensor {tensor.name!r} needs {tensor.nbytes} bytes, but its "
+                    f"external data {str(tensor.location)!r} has {max(given, 0)} for it. Copy "
+                    f"that file again, whole"
+                )

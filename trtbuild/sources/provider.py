@@ -180,7 +180,8 @@ def _arrays(spec: str, path: Path) -> dict[str, Array]:
             f"files (looked for {path})"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since np.load leaves a broken file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{spec}: cannot be read as .npz: {_reason(error)}") from error

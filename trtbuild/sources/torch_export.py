@@ -28,9 +28,17 @@ OPSET = 20
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-_STATIC = re.compile(
-    r"inferred a static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]"
+_STATIC = (
+    re.compile(
+        r"inferred a static shape of (?P<size>\d+) for dimension "
+        r"inputs\['(?P<name>\w+)'\]\.shape\[(?P<axis>\d+)\]"
+    ),
+    re.compile(
+        r"You marked L\['(?P<name>\w+)'\]\.size\(\)\[(?P<axis>\d+)\] as dynamic but your code "
+        r"specialized it to be a constant \((?P<size>\d+)\)"
+    ),
 )
+"""How torch 2.13 says that code fixes an axis; which of the two depends on the code."""
 
 _ADVICE = ("For more information", "For extended logs", "For more debugging", "For C++ stack")
 """Lines of torch's messages that help those who debug torch."""
@@ -87,9 +95,9 @@ def write_graph(
 def export_error(label: str, error: Exception) -> ExportError:
     """Return what torch's exporter said, without its colors, links and wrappers."""
     text = message_of(error)
-    static = _STATIC.search(text)
+    static = next((found for pattern in _STATIC if (found := pattern.search(text))), None)
     if static:
-        size, name, axis = static.groups()
+        size, name, axis = static["size"], static["name"], static["axis"]
         return ExportError(
             f"{label}: input {name!r}: axis {axis} should vary, but the model's code fixes it "
             f"at {size} (an if, an index or a reshape that depends on the size). Make the code "

@@ -24,8 +24,8 @@ class TorchSession:
     """The original model in eval mode, without gradients, one call at a time.
 
     PyTorch models declare no types or shapes. Before the first run ``inputs`` has the names of
-    the inputs that ``forward`` needs, with the type ``?`` and no axes, and ``outputs`` is empty;
-    afterwards both tell that run's types and shapes.
+    the inputs that ``forward`` needs, with the type ``?`` and no axes, and ``outputs`` is
+    empty; afterwards both tell that run's types and shapes.
     """
 
     def __init__(

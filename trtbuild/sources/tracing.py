@@ -174,7 +174,8 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if not isinstance(target, (str, bytes, os.PathLike)):
         return  # a file descriptor: its name was seen when it was opened
     path = os.path.abspath(os.fsdecode(target))  # noqa: PTH100  links are kept
-    importing = sys._getframe(1).f_code.co_filename.startswith("<frozen importlib")  # noqa: SLF001  the frame that opens is all that tells imports from reads
+    # Python's import system is frozen code; which frame opens is all that tells it from reads.
+    importing = sys._getframe(1).f_code.co_filename.startswith("<frozen ")  # noqa: SLF001
     for recorder in _active:
         if event == "open":
             if not (importing and path.endswith(_CODE_SUFFIXES)):
