@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -61,6 +62,22 @@ def test_a_session_that_is_not_fused_computes_quantization_as_written(tmp_path: 
     (expected,) = ReferenceEvaluator(str(graph.path)).run(None, {"x": x})
     # Sums in another order may round to the next step of the grid, rarely.
     assert np.mean(np.abs(got - expected) > graphs.SCALE / 2) < 0.01
+
+
+def test_integer_kernels_run_only_in_a_fused_session(tmp_path: Path) -> None:
+    draw = graphs.Drawing(backend.SCHEME)
+    inputs = [draw.activation("x"), draw.weight("w", (8, 64)), draw.bias("b", 8)]
+    graph = draw.save(tmp_path / "m.onnx", draw.node("Gemm", inputs, "g", transB=1), ("n", 64))
+    x = {"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)}
+    (written,) = open_graph(graph.path, fused=False).run(x).values()
+    (fused,) = open_graph(graph.path, fused=True).run(x).values()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = ort.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(written, plain.run(None, x)[0])
+    # Sums of integers are exact, sums of floats are not: the last bits tell them apart.
+    assert not np.array_equal(fused, written)
+    np.testing.assert_allclose(fused, written, rtol=1e-4, atol=1e-4)
 
 
 def test_one_session_serves_many_threads(tmp_path: Path) -> None:
