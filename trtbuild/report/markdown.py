@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from trtbuild.report.sections import sections, verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trtbuild.report.document import Report
     from trtbuild.report.sections import Section
 
@@ -26,6 +28,12 @@ def to_markdown(report: Report) -> str:
     ]
     parts += [block for section in sections(report) for block in _blocks(section)]
     return "\n\n".join(parts) + "\n"
+
+
+def page_to_markdown(heading: str, parts: Sequence[Section], ending: str) -> str:
+    """Return any page as Markdown: heading, verdict, sections, with a newline at its end."""
+    blocks = [block for section in parts for block in _blocks(section)]
+    return "\n\n".join([f"# {_escaped(heading)}", f"**{_escaped(ending)}**", *blocks]) + "\n"
 
 
 def _blocks(section: Section) -> list[str]:
