@@ -72,7 +72,8 @@ class Drawing:
 
     def weight(self, name: str, shape: tuple[int, ...]) -> str:
         """Return a weight, dequantized per output channel (axis 0) where there is a scheme."""
-        codes = self._random.integers(-127, 128, shape).astype(np.int8)
+        limit = 127 if self._scheme is None else (1 << (self._scheme.weight_bits - 1)) - 1
+        codes = self._random.integers(-limit, limit + 1, shape).astype(np.int8)
         if self._scheme is None:
             return self.constant(name, codes.astype(np.float32) * np.float32(WEIGHT_SCALE))
         scales = np.full(shape[0], WEIGHT_SCALE, np.float32)
