@@ -144,7 +144,7 @@ def assert_computes(graph: Graph, folder: Path, name: str, inputs: Arrays) -> No
 def test_a_module_keeps_its_names_and_computes_at_other_batch_sizes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example = {"label": np.zeros(1), "bias": noise(1, 4), "images": noise(1, 3, 8, 8)}
+    example: Arrays = {"label": np.zeros(1), "bias": noise(1, 4), "images": noise(1, 3, 8, 8)}
     graph = export(folder, "net", example)
     assert shapes(graph) == {
         "images": ("batch", 3, 8, 8),
@@ -231,13 +231,14 @@ def test_a_branch_on_data_is_told_with_its_line_and_without_colors(folder: Path)
 def test_a_factory_that_cannot_serve_is_a_source_error(
     name: str, part: str, folder: Path
 ) -> None:
-    with pytest.raises(SourceError, match="nets.py") as caught:
+    with pytest.raises(SourceError, match=r"nets\.py") as caught:
         export(folder, name, None)
     assert part in str(caught.value)
 
 
 def test_an_example_beside_the_factory_serves_where_there_is_no_data(folder: Path) -> None:
-    function = "\n\nimport numpy as np\n\n\ndef example():\n    return {'ids': np.ones((2, 5), np.int64)}\n"
+    body = "def example():\n    return {'ids': np.ones((2, 5), np.int64)}\n"
+    function = f"\n\nimport numpy as np\n\n\n{body}"
     (folder / "nets.py").write_text(MODELS + function)
     graph = export(folder, "Embed", None)
     assert [(spec.dtype, spec.shape) for spec in graph.inputs] == [("int64", ("batch", 5))]

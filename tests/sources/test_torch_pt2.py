@@ -7,14 +7,13 @@ import json
 import os
 import pickle
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch.export import Dim
+from torch.export.pt2_archive import PT2ArchiveWriter
 
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.engine import ShapeRange
@@ -23,10 +22,23 @@ from trtbuild.sources import ExportRequest, torch_pt2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
 
     from trtbuild.graph import Graph
 
 pytestmark = pytest.mark.frameworks
+
+
+OWN_MEMBERS = {
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    ".data/version",
+    ".data/serialization_id",
+}
+"""What the writer of an archive adds by itself."""
 
 
 class Net(torch.nn.Module):
@@ -108,16 +120,14 @@ class Bomb:
 
 
 def rewrite(source: Path, target: Path, change: Callable[[str, bytes], bytes]) -> None:
-    """Copy an archive member by member; torch needs them stored and aligned as they are."""
+    """Copy an archive member by member."""
     with zipfile.ZipFile(source) as old:
         members = {name: old.read(name) for name in old.namelist()}
-    writer = torch._C.PyTorchFileWriter(str(target))  # noqa: SLF001  the only writer of this form
-    for name, data in members.items():
-        inner = name.partition("/")[2]
-        if inner not in {".data/version", ".data/serialization_id", "byteorder", "version"}:
-            changed = change(inner, data)
-            writer.write_record(inner, changed, len(changed))
-    writer.write_end_of_file()
+    with PT2ArchiveWriter(str(target)) as writer:
+        for name, data in members.items():
+            inner = name.partition("/")[2]
+            if inner not in OWN_MEMBERS:
+                writer.write_bytes(inner, change(inner, data))
 
 
 def bomb_in_examples(name: str, data: bytes, mark: Path) -> bytes:
