@@ -147,3 +147,10 @@ def test_importing_does_not_count_as_listing_the_folder(tmp_path: Path) -> None:
     (tmp_path / "fresh_layers.py").write_text("WIDTH = 1\n")
     dependencies = trace_factory(tmp_path, "import fresh_layers\nreturn fresh_layers.WIDTH")
     assert dependencies.folders == ()
+
+
+def test_asking_for_a_version_counts_as_nothing(tmp_path: Path) -> None:
+    body = "import importlib.metadata\nreturn importlib.metadata.version('numpy')"
+    dependencies = trace_factory(tmp_path, body)
+    assert names(dependencies) == {"net.py"}
+    assert dependencies.folders == ()

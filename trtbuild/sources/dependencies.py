@@ -17,28 +17,28 @@ ABSENT = ""
 """The digest of a file or folder that is not there."""
 
 
-class FileRead(Value, frozen=True):
+class FileRead(Value, frozen=True, kw_only=True):
     """A file that was opened for reading; ``sha256`` is empty where it did not exist."""
 
     path: str
     sha256: str
 
 
-class FolderListed(Value, frozen=True):
+class FolderListed(Value, frozen=True, kw_only=True):
     """A folder whose names were listed; ``sha256`` is over the sorted names."""
 
     path: str
     sha256: str
 
 
-class Distribution(Value, frozen=True):
+class Distribution(Value, frozen=True, kw_only=True):
     """An installed distribution of which a module or data file was used."""
 
     name: str
     version: str
 
 
-class Dependencies(Value, frozen=True):
+class Dependencies(Value, frozen=True, kw_only=True):
     """Everything outside trtbuild that the result of a function was seen to depend on.
 
     Each tuple is sorted. Paths are absolute, so this describes one machine.

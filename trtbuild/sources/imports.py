@@ -132,7 +132,9 @@ def _site_folders() -> tuple[str, ...]:
 @functools.cache
 def _standard_folders() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
-    return (paths["stdlib"], paths["platstdlib"])
+    zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+    zips = (path for path in sys.path if path.endswith(f"{os.sep}{zipped}"))
+    return (paths["stdlib"], paths["platstdlib"], *zips)
 
 
 @functools.cache

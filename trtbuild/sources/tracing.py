@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyd")
+
+_METADATA_SEARCH = re.compile(r"[\\/]importlib(_|[\\/])metadata[\\/]")
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -174,8 +177,10 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if not isinstance(target, (str, bytes, os.PathLike)):
         return  # a file descriptor: its name was seen when it was opened
     path = os.path.abspath(os.fsdecode(target))  # noqa: PTH100  links are kept
-    # Python's import system is frozen code; which frame opens is all that tells it from reads.
-    importing = sys._getframe(1).f_code.co_filename.startswith("<frozen ")  # noqa: SLF001
+    # Which frame opens is all that tells Python's own searches from the user's reads: the
+    # import system is frozen code, and a look for a package's version lists all of sys.path.
+    caller = sys._getframe(1).f_code.co_filename  # noqa: SLF001  as above
+    importing = caller.startswith("<frozen ") or _METADATA_SEARCH.search(caller) is not None
     for recorder in _active:
         if event == "open":
             if not (importing and path.endswith(_CODE_SUFFIXES)):
