@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtbuild import errors
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "build", "load", "verify"]
+__all__ = ["__version__", "build", "errors", "load", "verify"]
 
 
 def build(recipe: str | Path | Recipe, store: str = "") -> Report:

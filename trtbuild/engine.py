@@ -25,7 +25,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of all values: immutable, keyword-only, strict about unknown fields."""
 
 
-class TensorSpec(Value, frozen=True):
+class TensorSpec(Value, frozen=True, kw_only=True):
     """Name, element type and shape of one input or output.
 
     ``shape`` is outermost axis first; a dynamic axis is its name (``"batch"``), or ``"?"``.
@@ -37,7 +37,7 @@ class TensorSpec(Value, frozen=True):
     shape: tuple[int | str, ...]
 
 
-class ShapeRange(Value, frozen=True):
+class ShapeRange(Value, frozen=True, kw_only=True):
     """The shapes of one input in one optimization profile, outermost axis first."""
 
     input: str
@@ -62,7 +62,7 @@ class ShapeRange(Value, frozen=True):
             raise ValueError(message)
 
 
-class Target(Value, frozen=True):
+class Target(Value, frozen=True, kw_only=True):
     """What an engine is built for.
 
     ``backend`` is ``onnxruntime`` or ``tensorrt-rtx``; ``arch`` is ``sm_89`` for a GPU or
@@ -78,7 +78,7 @@ class Target(Value, frozen=True):
         return f"{self.backend}:{self.arch}"
 
 
-class Fingerprint(Value, frozen=True):
+class Fingerprint(Value, frozen=True, kw_only=True):
     """The installed library that makes the bytes: full version, digest of its files."""
 
     backend: str
@@ -86,7 +86,7 @@ class Fingerprint(Value, frozen=True):
     build: str
 
 
-class EngineKey(Value, frozen=True):
+class EngineKey(Value, frozen=True, kw_only=True):
     """Everything that changes the bytes of an engine; the key is the digest of all of it.
 
     ``profiles`` is ordered, since a profile's index is visible to callers. ``settings`` holds
@@ -106,7 +106,7 @@ class EngineKey(Value, frozen=True):
         return digest("engine-key/v1", self)
 
 
-class Layer(Value, frozen=True):
+class Layer(Value, frozen=True, kw_only=True):
     """One layer of a built engine.
 
     ``kind`` is the backend's own word (``correlation``, ``QLinearConv``). ``precision`` is the
@@ -122,7 +122,7 @@ class Layer(Value, frozen=True):
     nodes: tuple[str, ...]
 
 
-class Layers(Value, frozen=True):
+class Layers(Value, frozen=True, kw_only=True):
     """What a backend tells of the engine that it built."""
 
     layers: tuple[Layer, ...]
@@ -137,7 +137,7 @@ class Layers(Value, frozen=True):
         return dict(sorted(counts.items()))
 
 
-class BuildRecord(Value, frozen=True):
+class BuildRecord(Value, frozen=True, kw_only=True):
     """What a build returns beside the engine's bytes: layers, warnings, costs.
 
     ``peak_rss_bytes`` is the high-water mark of the child that built; ``warnings`` are the
@@ -152,7 +152,7 @@ class BuildRecord(Value, frozen=True):
     peak_rss_bytes: int
 
 
-class Manifest(Value, frozen=True):
+class Manifest(Value, frozen=True, kw_only=True):
     """Everything known of an engine when it was built; its record names it.
 
     ``recipe`` is the JSON of the recipe that asked for it first: where the model and the data

@@ -26,7 +26,7 @@ UNSUPPORTED_PRECISIONS = ("tf32", "fp8", "int4", "nvfp4", "best")
 """Words of the design that this version refuses by name instead of as a typing mistake."""
 
 
-class Source(Value, frozen=True):
+class Source(Value, frozen=True, kw_only=True):
     """The ``[source]`` table: exactly one framework, and where its model is.
 
     ``torch`` is ``file.py:factory`` or ``package.module:factory``; ``pt2`` and ``onnx`` are
@@ -56,7 +56,7 @@ class Source(Value, frozen=True):
         return self.onnx or self.torch or self.pt2 or ""
 
 
-class Quantization(Value, frozen=True):
+class Quantization(Value, frozen=True, kw_only=True):
     """The ``[quantization]`` table.
 
     ``provider`` is a provider's file, an ``.npz`` file or a folder of ``.npy`` files;
@@ -80,7 +80,7 @@ class Quantization(Value, frozen=True):
             raise ValueError(message)
 
 
-class Profile(Value, frozen=True):
+class Profile(Value, frozen=True, kw_only=True):
     """The shapes of one input, outermost axis first; ``opt`` is what tactics are timed for."""
 
     min: tuple[int, ...]
@@ -88,7 +88,7 @@ class Profile(Value, frozen=True):
     max: tuple[int, ...]
 
 
-class Build(Value, frozen=True):
+class Build(Value, frozen=True, kw_only=True):
     """The ``[build]`` table.
 
     ``targets`` are ``backend`` or ``backend:arch``. ``options`` are builder settings by name;
@@ -112,14 +112,14 @@ class Build(Value, frozen=True):
         self.shape_ranges()
 
 
-class Limits(Value, frozen=True):
+class Limits(Value, frozen=True, kw_only=True):
     """The ``[limits]`` table: bounds on the child process of one build, never part of a key."""
 
     build_seconds: Annotated[int, msgspec.Meta(ge=1)] = 3600
     build_memory_mib: Annotated[int, msgspec.Meta(ge=64)] | None = None
 
 
-class Gates(Value, frozen=True):
+class Gates(Value, frozen=True, kw_only=True):
     """The ``[gates]`` table.
 
     ``max_drop`` bounds the drop of the provider's metric against the framework (absolute, in
@@ -131,7 +131,7 @@ class Gates(Value, frozen=True):
     min_speedup: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
-class Recipe(Value, frozen=True):
+class Recipe(Value, frozen=True, kw_only=True):
     """One engine, for one or more targets. ``folder`` is what relative paths start from."""
 
     name: str
@@ -143,7 +143,7 @@ class Recipe(Value, frozen=True):
     limits: Limits = Limits()
 
 
-class _File(Value, frozen=True):
+class _File(Value, frozen=True, kw_only=True):
     """The tables of a recipe file; its name and folder come from its path."""
 
     source: Source

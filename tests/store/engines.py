@@ -47,11 +47,13 @@ def put_engine(store: Store, key: EngineKey, data: bytes) -> Record:
         layers=Layers(layers=(convolution,)),
         precision_requested="int8",
         int8_mac_share=1.0,
+        fused_layers=1,
         warnings=(),
         build_seconds=1.5,
         peak_rss_bytes=1 << 20,
         created="2026-01-31T12:00:00Z",
         trtbuild_version="0.1.0",
+        recipe="{}",
     )
     record = store.put(make_record("engine", key.digest, key, manifest, (blob,)))
     put_plan(store, manifest)

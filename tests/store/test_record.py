@@ -39,7 +39,7 @@ ENGINE_KEY = EngineKey(
 )
 
 
-class Measured(Value, frozen=True):
+class Measured(Value, frozen=True, kw_only=True):
     name: str
     seconds: float
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
 
 
-class Availability(Value, frozen=True):
+class Availability(Value, frozen=True, kw_only=True):
     """A target, and whether this machine can build and run it; a reason where it cannot.
 
     ``cannot_build`` and ``cannot_run`` are empty where it can; otherwise they say why not and

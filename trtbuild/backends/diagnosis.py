@@ -38,7 +38,7 @@ _REMEDIES = {
 }
 
 
-class Death(Value, frozen=True):
+class Death(Value, frozen=True, kw_only=True):
     """The end of a child that left no outcome.
 
     ``returncode`` is as in ``subprocess``: negative for a signal. ``doing`` is the last thing

@@ -15,7 +15,7 @@ PROGRESS = logging.getLogger("trtbuild.build")
 """A build says here, at level DEBUG, what it is about to do; a crash is explained by it."""
 
 
-class BuildRequest(Value, frozen=True):
+class BuildRequest(Value, frozen=True, kw_only=True):
     """One engine to build: ``graph`` for ``target``, written to ``out``.
 
     ``settings`` are builder settings that differ from the backend's defaults, by name.
@@ -28,7 +28,7 @@ class BuildRequest(Value, frozen=True):
     out: Path
 
 
-class Job(Value, frozen=True):
+class Job(Value, frozen=True, kw_only=True):
     """A request and the limits that the child sets on itself before it imports a library.
 
     ``memory_bytes`` bounds the address space, 0 for no bound.
@@ -39,20 +39,20 @@ class Job(Value, frozen=True):
     parent_pid: int
 
 
-class Success(Value, frozen=True, tag="success"):
+class Success(Value, frozen=True, kw_only=True, tag="success"):
     """The engine was written."""
 
     record: BuildRecord
 
 
-class Failure(Value, frozen=True, tag="failure"):
+class Failure(Value, frozen=True, kw_only=True, tag="failure"):
     """The build was refused: the class of the error in ``trtbuild.errors``, and its message."""
 
     error: str
     message: str
 
 
-class OutOfMemory(Value, frozen=True, tag="out-of-memory"):
+class OutOfMemory(Value, frozen=True, kw_only=True, tag="out-of-memory"):
     """The library could not get memory; ``detail`` is what it said."""
 
     detail: str

@@ -7,12 +7,13 @@ from typing import Literal
 from trtbuild.engine import Value
 
 
-class Scheme(Value, frozen=True):
+class Scheme(Value, frozen=True, kw_only=True):
     """The Q/DQ form that a backend's kernels fuse.
 
     ``name`` goes into the network key through this value's digest. ``activation`` is ``int8``
-    (symmetric, zero point 0) or ``uint8`` (asymmetric). ``requantize_outputs`` are the operators
-    that need a Q/DQ pair behind them too, because their kernel exists only with 8-bit output.
+    (symmetric, zero point 0) or ``uint8`` (asymmetric). ``requantize_outputs`` are the
+    operators that need a Q/DQ pair behind them too, because their kernel exists only with
+    8-bit output.
     ``bias`` is ``float`` (left alone) or ``int32`` (a DequantizeLinear of an INT32 constant).
     ``compute`` are the operators with weights that are quantized, ``carriers`` those that hand
     8-bit values through and are quantized when they stand between quantized operators.

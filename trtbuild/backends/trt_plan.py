@@ -18,7 +18,7 @@ _ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 HEADER_BYTES = _HEADER.size
 
 
-class Header(Value, frozen=True):
+class Header(Value, frozen=True, kw_only=True):
     """What the header says: the library's version, the engine's architectures and sizes.
 
     ``bytes`` is the length of the whole file. ``weights_bytes`` is 0 also for engines that

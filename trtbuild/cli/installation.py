@@ -42,7 +42,7 @@ importlib.import_module(sys.argv[1])
 _LIST_GPUS = "from trtbuild.backends import gpu; print(*gpu.archs())"
 
 
-class Check(Value, frozen=True):
+class Check(Value, frozen=True, kw_only=True):
     """One thing that trtbuild needs or can use.
 
     ``state`` is ``missing`` for what is not installed and ``broken`` for what is there and does
@@ -58,7 +58,7 @@ class Check(Value, frozen=True):
     remedy: str = ""
 
 
-class Library(Value, frozen=True):
+class Library(Value, frozen=True, kw_only=True):
     """A Python library: its distributions (the first one found counts), its module, its use."""
 
     group: Literal["backends", "frameworks", "gpu"]

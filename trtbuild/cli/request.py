@@ -29,7 +29,7 @@ _METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 _BACKENDS = ("auto", "onnxruntime", "tensorrt-rtx")
 
 
-class Arguments(Value, frozen=True):
+class Arguments(Value, frozen=True, kw_only=True):
     """What a command was given; where it is ``None`` or empty the recipe decides."""
 
     precision: str | None = None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class StoredGraph(Value, frozen=True):
+class StoredGraph(Value, frozen=True, kw_only=True):
     """A graph as a record holds it: everything but a path, and what its stage found out."""
 
     sha256: str

@@ -28,7 +28,7 @@ _LONGEST = 64
 _NONE = b"null"
 
 
-class Look(Value, frozen=True):
+class Look(Value, frozen=True, kw_only=True):
     """What to look at next, each sorted."""
 
     files: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Look(Value, frozen=True):
     distributions: tuple[str, ...] = ()
 
 
-class Link(Value, frozen=True):
+class Link(Value, frozen=True, kw_only=True):
     """One link: what to look at next, or, once everything was looked at, the answer as JSON.
 
     ``answer`` is JSON's ``null`` where there is none yet.

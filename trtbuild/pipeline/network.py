@@ -59,13 +59,13 @@ class Network:
     rows: tuple[CalibrationRow, ...]
 
 
-class _OptimizeKey(Value, frozen=True):
+class _OptimizeKey(Value, frozen=True, kw_only=True):
     source_sha256: str
     version: int
     packages: tuple[tuple[str, str], ...]
 
 
-class _RangesKey(Value, frozen=True):
+class _RangesKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
     data_sha256: str
     tensors: tuple[str, ...]
@@ -73,12 +73,12 @@ class _RangesKey(Value, frozen=True):
     collector: str
 
 
-class _RangesDetail(Value, frozen=True):
+class _RangesDetail(Value, frozen=True, kw_only=True):
     sha256: str
     samples: int
 
 
-class _ChoiceKey(Value, frozen=True):
+class _ChoiceKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
     ranges_sha256: str
     scheme: Scheme
@@ -90,12 +90,12 @@ class _ChoiceKey(Value, frozen=True):
     version: int
 
 
-class _Choice(Value, frozen=True):
+class _Choice(Value, frozen=True, kw_only=True):
     method: str
     rows: tuple[CalibrationRow, ...]
 
 
-class _NetworkKey(Value, frozen=True):
+class _NetworkKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
     thresholds_sha256: str
     scheme: Scheme
@@ -103,7 +103,7 @@ class _NetworkKey(Value, frozen=True):
     version: int
 
 
-class _CastKey(Value, frozen=True):
+class _CastKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
     ranges_sha256: str
     precision: str
@@ -112,15 +112,15 @@ class _CastKey(Value, frozen=True):
     version: int
 
 
-class _Nothing(Value, frozen=True):
+class _Nothing(Value, frozen=True, kw_only=True):
     """A stage that finds out nothing beside its graph."""
 
 
-class _Changes(Value, frozen=True):
+class _Changes(Value, frozen=True, kw_only=True):
     changes: tuple[optimizer.PassChange, ...]
 
 
-class _Kept(Value, frozen=True):
+class _Kept(Value, frozen=True, kw_only=True):
     kept: tuple[casting.Kept, ...]
 
 

@@ -46,7 +46,7 @@ class Exported:
     findings: tuple[str, ...]
 
 
-class TensorRow(Value, frozen=True):
+class TensorRow(Value, frozen=True, kw_only=True):
     """The measured range of one tensor, and the threshold of magnitude by each method."""
 
     tensor: str

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trtbuild.store import Store
 
 
-class Question(Value, frozen=True):
+class Question(Value, frozen=True, kw_only=True):
     """What a whole run depends on beside files and packages.
 
     ``recipe`` is its canonical JSON with its folder, ``plan`` says which engines, with all

@@ -37,7 +37,7 @@ _EXPORTERS = {"onnx": ("onnx",), "torch": ("torch", "onnxscript", "onnx")}
 _EXPORTERS["pt2"] = _EXPORTERS["torch"]
 
 
-class DataInfo(Value, frozen=True):
+class DataInfo(Value, frozen=True, kw_only=True):
     """The content of a provider: digests of its batches in order, and of its code.
 
     ``example`` tells names, types and shapes of the first calibration batch.
@@ -59,18 +59,18 @@ class Data:
     dependencies: Dependencies
 
 
-class _DataQuestion(Value, frozen=True):
+class _DataQuestion(Value, frozen=True, kw_only=True):
     folder: str
     provider: str
     evaluation: str | None
 
 
-class _DataAnswer(Value, frozen=True):
+class _DataAnswer(Value, frozen=True, kw_only=True):
     info: DataInfo
     dependencies: Dependencies
 
 
-class _SourceQuestion(Value, frozen=True):
+class _SourceQuestion(Value, frozen=True, kw_only=True):
     folder: str
     framework: str
     location: str
@@ -78,7 +78,7 @@ class _SourceQuestion(Value, frozen=True):
     example: tuple[TensorSpec, ...]
 
 
-class _SourceKey(Value, frozen=True):
+class _SourceKey(Value, frozen=True, kw_only=True):
     """What decides the bytes of the exported graph, wherever the files lie."""
 
     framework: str
@@ -89,12 +89,12 @@ class _SourceKey(Value, frozen=True):
     example: tuple[TensorSpec, ...]
 
 
-class _SourceAnswer(Value, frozen=True):
+class _SourceAnswer(Value, frozen=True, kw_only=True):
     key: _SourceKey
     dependencies: Dependencies
 
 
-class SourceDetail(Value, frozen=True):
+class SourceDetail(Value, frozen=True, kw_only=True):
     """What the export stage found out; no parity without data, or without an export."""
 
     parity: Parity | None

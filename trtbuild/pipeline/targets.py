@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trtbuild.recipe import Recipe
 
 
-class Planned(Value, frozen=True):
+class Planned(Value, frozen=True, kw_only=True):
     """One engine to build.
 
     ``required`` is false for architectures that nobody named: where the model is not for them
@@ -27,14 +27,14 @@ class Planned(Value, frozen=True):
     fingerprint: Fingerprint
 
 
-class Skipped(Value, frozen=True):
+class Skipped(Value, frozen=True, kw_only=True):
     """A target that is not built here, and why."""
 
     target: str
     reason: str
 
 
-class Plan(Value, frozen=True):
+class Plan(Value, frozen=True, kw_only=True):
     """What a run builds and what it skips."""
 
     planned: tuple[Planned, ...]

@@ -39,7 +39,7 @@ VERSION = 1
 """Part of the key of measurements; raised when they start to mean something else."""
 
 
-class _AccuracyKey(Value, frozen=True):
+class _AccuracyKey(Value, frozen=True, kw_only=True):
     """``subject`` is an engine on its device, or the graph that its twin runs."""
 
     subject_sha256: str
@@ -53,7 +53,7 @@ class _AccuracyKey(Value, frozen=True):
     version: int
 
 
-class Accuracy(Value, frozen=True):
+class Accuracy(Value, frozen=True, kw_only=True):
     """What an engine computes, compared with the framework."""
 
     samples: int
@@ -61,7 +61,7 @@ class Accuracy(Value, frozen=True):
     metrics: dict[str, MetricEstimate]
 
 
-class _LatencyKey(Value, frozen=True):
+class _LatencyKey(Value, frozen=True, kw_only=True):
     engine_sha256: str
     baseline_sha256: str
     evaluation_sha256: str
@@ -70,7 +70,7 @@ class _LatencyKey(Value, frozen=True):
     version: int
 
 
-class Timing(Value, frozen=True):
+class Timing(Value, frozen=True, kw_only=True):
     """The latency of an engine and of its baseline, measured in turns in one run."""
 
     latency: LatencyMs

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from trtbuild.engine import Value
-from trtbuild.graph.model import load_model, save_model
+from trtbuild.graph.model import infer_shapes, load_model, save_model
 from trtbuild.graph.passes.raise_opset import raise_opset
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ _LOW_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 
 
-class Kept(Value, frozen=True):
+class Kept(Value, frozen=True, kw_only=True):
     """A node that stays in FP32, and why."""
 
     node: str
@@ -74,7 +73,7 @@ def cast_graph(graph: Graph, casting: Casting, out: Path) -> tuple[Graph, tuple[
     writer.write()
     model.graph.sort()
     if not casting.emulated:
-        common.ShapeInferencePass()(model)
+        infer_shapes(model)
     return save_model(model, out), tuple(writer.kept)
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trtbuild.errors import BuildError
-from trtbuild.graph.model import load_model, save_model
+from trtbuild.graph.model import infer_shapes, load_model, save_model
 from trtbuild.quantization.codes import (
     asymmetric_grid,
     channel_amax,
@@ -74,7 +74,7 @@ def quantize(
     _Writer(model, placement, scheme).write(thresholds)
     model.graph.sort()
     common.RemoveUnusedNodesPass()(model)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     return save_model(model, out)
 
 

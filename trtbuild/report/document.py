@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 SCHEMA: Literal[1] = 1
 
 
-class SourceReport(Value, frozen=True):
+class SourceReport(Value, frozen=True, kw_only=True):
     """The model: its framework, and the digest of the ONNX graph that it exports to."""
 
     framework: str
     digest: str
 
 
-class Stage(Value, frozen=True):
+class Stage(Value, frozen=True, kw_only=True):
     """One stage of the run; ``seconds`` is what it took now, also when it was cached."""
 
     name: str
@@ -44,7 +44,7 @@ class Stage(Value, frozen=True):
     seconds: float
 
 
-class CalibrationRow(Value, frozen=True):
+class CalibrationRow(Value, frozen=True, kw_only=True):
     """One way to quantize, tried on held-out data; ``metric`` is ``None`` without a metric."""
 
     method: str
@@ -54,7 +54,7 @@ class CalibrationRow(Value, frozen=True):
     chosen: bool
 
 
-class LatencyMs(Value, frozen=True):
+class LatencyMs(Value, frozen=True, kw_only=True):
     """Percentiles of the wall time of one call, in milliseconds, measured on the device.
 
     ``intervals`` has the 95 % interval ``(low, high)`` of each percentile by its name.
@@ -70,7 +70,7 @@ class LatencyMs(Value, frozen=True):
     load_average: float | None
 
 
-class Verification(Value, frozen=True):
+class Verification(Value, frozen=True, kw_only=True):
     """What one engine computes and costs, compared with the framework.
 
     ``measured_on`` is ``twin`` where the target's device is absent: then the graph that was
@@ -105,7 +105,7 @@ class Verification(Value, frozen=True):
         return any(gate.name == "max_drop" and not gate.skipped for gate in self.gates)
 
 
-class EngineReport(Value, frozen=True):
+class EngineReport(Value, frozen=True, kw_only=True):
     """One engine in the store.
 
     ``precision_achieved`` counts compute layers by the type that they compute in,
@@ -133,21 +133,21 @@ class EngineReport(Value, frozen=True):
         return f"{self.backend}:{self.arch}"
 
 
-class SkippedTarget(Value, frozen=True):
+class SkippedTarget(Value, frozen=True, kw_only=True):
     """A target of the recipe that was not built, why, and what would make it possible."""
 
     target: str
     reason: str
 
 
-class Finding(Value, frozen=True):
+class Finding(Value, frozen=True, kw_only=True):
     """Something that a reader should know: which stage found it, and what it is."""
 
     stage: str
     text: str
 
 
-class Report(Value, frozen=True):
+class Report(Value, frozen=True, kw_only=True):
     """Everything that one run found out.
 
     ``passed``: no gate of any engine failed. ``full_cache_hit``: every stage and every engine

@@ -24,14 +24,14 @@ _BYTES_PER_KIB = 1024
 _NOTHING = "-"
 
 
-class Column(Value, frozen=True):
+class Column(Value, frozen=True, kw_only=True):
     """A column's heading, and whether it holds numbers (aligned to the right)."""
 
     name: str
     numeric: bool = False
 
 
-class Section(Value, frozen=True):
+class Section(Value, frozen=True, kw_only=True):
     """A titled table, with sentences below it; each row has one cell per column."""
 
     title: str

@@ -18,7 +18,7 @@ ABSENT = "absent"
 _PAIR = 2
 
 
-class Difference(Value, frozen=True):
+class Difference(Value, frozen=True, kw_only=True):
     """One field that differs: its place in the pre-image, and both values as JSON text."""
 
     field: str

@@ -50,7 +50,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 _SHARD_DIGITS = 2
 
 
-class Incident(Value, frozen=True):
+class Incident(Value, frozen=True, kw_only=True):
     """Something that should not happen in a store, which it got over: for the user to read."""
 
     path: str

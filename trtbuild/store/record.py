@@ -30,7 +30,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class Blob(Value, frozen=True):
+class Blob(Value, frozen=True, kw_only=True):
     """A stored file: the name it has in its record, its sha256 and its size."""
 
     name: str
@@ -45,7 +45,7 @@ class Blob(Value, frozen=True):
         check_digest(self.sha256)
 
 
-class Record(Value, frozen=True):
+class Record(Value, frozen=True, kw_only=True):
     """What was made for ``key``: the key's pre-image, the result's value and its blobs.
 
     ``kind`` is the namespace of the key (``engine``, ``ranges`` ...). ``preimage`` and
@@ -99,7 +99,7 @@ class Record(Value, frozen=True):
         raise StoreError(message)
 
 
-class _Signature(Value, frozen=True):
+class _Signature(Value, frozen=True, kw_only=True):
     """One signature over the payload; none is written by this version."""
 
     keyid: str

@@ -37,7 +37,7 @@ _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _SHOWN_DIGITS = 12
 
 
-class Plan(Value, frozen=True):
+class Plan(Value, frozen=True, kw_only=True):
     """The value of a ``plan`` record: which engine record these bytes belong to."""
 
     engine_key: str

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtbuild.recipe import Gates
 
 
-class Evidence(Value, frozen=True):
+class Evidence(Value, frozen=True, kw_only=True):
     """What is known of one engine when it is judged.
 
     ``metric`` is ``None`` where the data defines none, ``outputs`` empty where there was no

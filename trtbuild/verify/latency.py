@@ -35,7 +35,7 @@ _QUANTILES = (50, 95, 99)
 _NS_PER_MS = 1e6
 
 
-class LatencyPlan(Value, frozen=True):
+class LatencyPlan(Value, frozen=True, kw_only=True):
     """How long to measure.
 
     A round gives every session one turn of ``calls_per_turn`` timed calls. Rounds end when each

@@ -10,7 +10,7 @@ from typing import Literal
 from trtbuild.engine import Value
 
 
-class Interval(Value, frozen=True):
+class Interval(Value, frozen=True, kw_only=True):
     """An estimate and its two-sided 95 % interval, in the unit of what is estimated."""
 
     value: float
@@ -18,7 +18,7 @@ class Interval(Value, frozen=True):
     high: float
 
 
-class TensorErrors(Value, frozen=True):
+class TensorErrors(Value, frozen=True, kw_only=True):
     """How one output differs from the framework's, over all elements of all batches.
 
     ``cosine`` is ``None`` where one side is all zero. ``sqnr_db`` is ``None`` where there is no
@@ -39,7 +39,7 @@ class TensorErrors(Value, frozen=True):
     reference_nonfinite: int
 
 
-class MetricEstimate(Value, frozen=True):
+class MetricEstimate(Value, frozen=True, kw_only=True):
     """The task metric of framework and engine over the same units, and its drop.
 
     ``drop`` is positive when the engine is worse, whatever the metric's direction. ``engine``
@@ -57,7 +57,7 @@ class MetricEstimate(Value, frozen=True):
     better_units: int
 
 
-class OutputParity(Value, frozen=True):
+class OutputParity(Value, frozen=True, kw_only=True):
     """Framework against exported graph for one output at one batch size.
 
     ``scale`` is the largest finite magnitude of the framework's output, ``max_relative`` is
@@ -73,14 +73,14 @@ class OutputParity(Value, frozen=True):
     verdict: Literal["equal", "says nothing"]
 
 
-class Parity(Value, frozen=True):
+class Parity(Value, frozen=True, kw_only=True):
     """The parity of an export that holds; one that does not is an error, never a value."""
 
     tolerance: float
     outputs: tuple[OutputParity, ...]
 
 
-class Latency(Value, frozen=True):
+class Latency(Value, frozen=True, kw_only=True):
     """Wall time of one call on the host, copies included, in milliseconds.
 
     ``samples_ms`` has one tuple per round with that round's calls, in the order of measuring;
@@ -103,7 +103,7 @@ class Latency(Value, frozen=True):
         return sum(len(calls) for calls in self.samples_ms)
 
 
-class Speedup(Value, frozen=True):
+class Speedup(Value, frozen=True, kw_only=True):
     """How many times faster an engine is than its baseline: above 1 is faster.
 
     ``value`` is the ratio of medians, ``low`` and ``high`` its 95 % interval. ``pair_p10`` and
@@ -117,7 +117,7 @@ class Speedup(Value, frozen=True):
     pair_p90: float
 
 
-class GateResult(Value, frozen=True):
+class GateResult(Value, frozen=True, kw_only=True):
     """One gate, judged. ``value`` and ``limit`` are in the gate's own unit.
 
     A skipped gate was not judged and blocks nothing: ``passed`` is true, ``value`` is ``None``
