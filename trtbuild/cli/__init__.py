@@ -12,6 +12,8 @@ from trtbuild.cli.calibrate import calibrate
 from trtbuild.cli.doctor import doctor
 from trtbuild.cli.engine import engine
 from trtbuild.cli.export import export
+from trtbuild.cli.inspect import inspect
+from trtbuild.cli.nightly import nightly
 from trtbuild.cli.verify import verify
 from trtbuild.errors import TrtbuildError
 
@@ -47,6 +49,8 @@ app.command()(engine)
 app.command()(export)
 app.command()(calibrate)
 app.command()(verify)
+app.command()(inspect)
+app.command()(nightly)
 app.add_typer(cache.app, name="cache")
 app.command()(doctor)
 
