@@ -54,8 +54,8 @@ def rechunk(batches: Iterable[Batch], names: Iterable[str], size: int) -> Iterat
 
     Only the arrays called ``names`` are kept. Samples of different shapes never share a batch.
     The last batch of each shape is as short as it must be. A batch whose arrays do not share
-    the length of their first axis has no samples, and is yielded as it is. Memory: fewer than
-    ``size`` samples of every shape that occurs.
+    the length of their first axis has no samples, and is yielded as it is; one of length 0 is
+    left out. Memory: fewer than ``size`` samples of every shape that occurs.
     """
     wanted = tuple(names)
     waiting: dict[tuple[object, ...], list[dict[str, Array]]] = {}
@@ -64,6 +64,8 @@ def rechunk(batches: Iterable[Batch], names: Iterable[str], size: int) -> Iterat
         lengths = {array.shape[:1] for array in arrays.values()}
         if len(lengths) != 1 or lengths == {()}:
             yield arrays
+            continue
+        if lengths == {(0,)}:
             continue
         shapes = tuple((array.shape[1:], array.dtype.str) for array in arrays.values())
         queue = waiting.setdefault(shapes, [])

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
+from onnx_ir.passes import common
 
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import SourceError
 from trtbuild.graph import Graph
+from trtbuild.graph.content import content_digest, external_locations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 _INLINE_LIMIT_BYTES = 1 << 30
 """Weights above this go beside the file; protobuf itself ends at 2 GiB."""
 
-_CHUNK_BYTES = 1 << 20
-
-_TYPED_FIELDS = (
-    "float_data",
-    "int32_data",
-    "int64_data",
-    "double_data",
-    "uint64_data",
-)
+_REASON_CHARACTERS = 300
+"""Reasons quote whole nodes; the beginning says what is wrong."""
 
 
 def read_graph(path: Path) -> Graph:
@@ -41,42 +35,68 @@ def read_graph(path: Path) -> Graph:
     """
     proto = _parse(path)
     constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = tuple(_spec(v) for v in proto.graph.input if v.name not in constants)
-    outputs = tuple(_spec(v) for v in proto.graph.output)
-    return Graph(path=path, sha256=_digest(proto, path), inputs=inputs, outputs=outputs)
+    inputs = tuple(_spec(v, path) for v in proto.graph.input if v.name not in constants)
+    outputs = tuple(_spec(v, path) for v in proto.graph.output)
+    return Graph(path=path, sha256=content_digest(proto, path), inputs=inputs, outputs=outputs)
 
 
 def load_model(path: Path) -> ir.Model:
-    """Return the model in an ONNX file for surgery; external weights are mapped, not read."""
+    """Return the model in an ONNX file for surgery; external weights are mapped, not read.
+
+    Raises:
+        SourceError: the file cannot be read or is no sound ONNX.
+    """
+    proto = _parse(path)
     try:
-        return ir.load(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path}: cannot be read as ONNX: {error}") from error
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx-ir raises what it stumbles over: KeyError, TypeError ...
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+        raise SourceError(
+            f"{path}: not a sound ONNX model: {reason}. Export the model again"
+        ) from error
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, path.parent)
+    return model
 
 
 def save_model(model: ir.Model, path: Path) -> Graph:
     """Write ``model`` to ``path`` and return its graph.
 
     Weights of more than 1 GiB in all go to one file beside it, ``<name>.data``; that file and
-    the folder then belong together.
+    the folder then belong together. Otherwise all weights are in the one file, those too that
+    ``model`` maps from external data.
     """
-    total_bytes = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+    initializers = [value for graph in model.graphs() for value in graph.initializers.values()]
+    total_bytes = sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
     external = f"{path.name}.data" if total_bytes > _INLINE_LIMIT_BYTES else None
+    _load_attributes(model)
+    if external is None:
+        # onnx-ir would write the old location, which means nothing in another folder.
+        ir.external_data.load_to_model(model)
     ir.save(model, path, external_data=external)
     return read_graph(path)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return the ONNX file and the files of external data that it names, in order of use."""
-    names = dict.fromkeys(
-        _location(tensor) for tensor in _tensors(_parse(path).graph) if _is_external(tensor)
-    )
-    return (path, *(path.parent / name for name in names))
+    return (path, *(path.parent / name for name in external_locations(_parse(path))))
+
+
+def _load_attributes(model: ir.Model) -> None:
+    """Read the tensors of attributes that are mapped from external data."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in tuple(node.attributes.items()):
+            if attribute.type != ir.AttributeType.TENSOR or attribute.is_ref():
+                continue
+            tensor = attribute.as_tensor()
+            if isinstance(tensor, ir.ExternalTensor):
+                array = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+                node.attributes[name] = ir.AttrTensor(name, array)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Give every tensor the type and shape that inference can tell; unknown operators none."""
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def node_names(model: ir.Model) -> None:
@@ -101,7 +121,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
-    except Exception as error:  # protobuf's DecodeError has no stable import path
+    except DecodeError as error:
         raise SourceError(
             f"{path}: not an ONNX file, or cut short: {error}. Export the model again"
         ) from error
@@ -113,9 +133,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
     tensor = value.type.tensor_type
-    dtype = ir.DataType(tensor.elem_type)
+    try:
+        dtype = ir.DataType(tensor.elem_type)
+    except ValueError as error:
+        raise SourceError(
+            f"{path}: {value.name!r} has the element type {tensor.elem_type}, which ONNX does "
+            f"not know; export the model again"
+        ) from error
     name = "bfloat16" if dtype == ir.DataType.BFLOAT16 else _numpy_name(dtype)
     dims = tuple(_dim(dim) for dim in tensor.shape.dim)
     return TensorSpec(name=value.name, dtype=name, shape=dims)
@@ -132,123 +158,3 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str:
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
     return str(dim.dim_param) or "?"
-
-
-def _digest(proto: onnx.ModelProto, path: Path) -> str:
-    """Hash what a runtime computes with; changes ``proto``, which the caller gives away.
-
-    Each tensor's bytes are replaced by their sha256 before the rest is serialized, so inline
-    and external weights of equal content are equal. Producer, documentation and metadata go.
-    """
-    for field in ("producer_name", "producer_version", "doc_string", "model_version", "domain"):
-        proto.ClearField(field)
-    proto.ClearField("metadata_props")
-    for tensor in _tensors(proto.graph):
-        digest = _tensor_digest(tensor, path)
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        tensor.ClearField("doc_string")
-        for field in _TYPED_FIELDS:
-            tensor.ClearField(field)
-        tensor.raw_data = digest
-    _clear_documentation(proto.graph)
-    proto.graph.ClearField("value_info")
-    return hashlib.sha256(
-        b"trtbuild/graph/v1\n" + proto.SerializeToString(deterministic=True)
-    ).hexdigest()
-
-
-def _clear_documentation(graph: onnx.GraphProto) -> None:
-    graph.ClearField("doc_string")
-    graph.ClearField("metadata_props")
-    for value in (*graph.input, *graph.output):
-        value.ClearField("doc_string")
-        value.ClearField("metadata_props")
-    for node in graph.node:
-        node.ClearField("doc_string")
-        node.ClearField("metadata_props")
-        for attribute in node.attribute:
-            attribute.ClearField("doc_string")
-            for subgraph in (attribute.g, *attribute.graphs):
-                if subgraph.node:
-                    _clear_documentation(subgraph)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor that carries data, in subgraphs too, in the order of the file."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for subgraph in (attribute.g, *attribute.graphs):
-                if subgraph.node or subgraph.initializer:
-                    yield from _tensors(subgraph)
-
-
-def _is_external(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == onnx.TensorProto.EXTERNAL
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    for entry in tensor.external_data:
-        if entry.key == "location":
-            return str(entry.value)
-    return ""
-
-
-def _tensor_digest(tensor: onnx.TensorProto, path: Path) -> bytes:
-    """Return sha256 over the tensor's bytes, little-endian as ONNX stores raw data."""
-    if _is_external(tensor):
-        return _external_digest(tensor, path)
-    if tensor.HasField("raw_data"):
-        return hashlib.sha256(tensor.raw_data).digest()
-    if tensor.data_type == onnx.TensorProto.STRING:
-        total = hashlib.sha256()
-        for text in tensor.string_data:
-            total.update(len(text).to_bytes(8, "little") + text)
-        return total.digest()
-    return hashlib.sha256(onnx.numpy_helper.to_array(tensor).tobytes()).digest()
-
-
-def _external_digest(tensor: onnx.TensorProto, path: Path) -> bytes:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    file = path.parent / location
-    what = f"{path}: external data {location!r} of tensor {tensor.name!r}"
-    if Path(location).is_absolute() or not _inside(file, path.parent):
-        raise SourceError(
-            f"{what} lies outside the model's folder; put the file beside the model"
-        )
-    try:
-        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
-    except ValueError as error:
-        raise SourceError(f"{what} has an offset or length that is no number") from error
-    if offset < 0:
-        raise SourceError(f"{what} has the negative offset {offset}; export the model again")
-    total = hashlib.sha256()
-    try:
-        with file.open("rb") as stream:
-            size = file.stat().st_size
-            remaining = size - offset if length < 0 else length
-            if remaining < 0 or offset + remaining > size:
-                raise SourceError(
-                    f"{what} needs bytes {offset} to {offset + length}, but the file has "
-                    f"{size}; copy it again, whole"
-                )
-            stream.seek(offset)
-            while remaining:
-                chunk = stream.read(min(_CHUNK_BYTES, remaining))
-                total.update(chunk)
-                remaining -= len(chunk)
-    except OSError as error:
-        raise SourceError(
-            f"{what} cannot be read: {error.strerror}. Put the file beside the model"
-        ) from error
-    return total.digest()
-
-
-def _inside(file: Path, folder: Path) -> bool:
-    """Tell whether the file really lies below the folder, links followed."""
-    return file.resolve().is_relative_to(folder.resolve())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import common
 
 from trtbuild.engine import Value
-from trtbuild.graph.model import load_model, node_names, save_model
+from trtbuild.graph.model import infer_shapes, load_model, node_names, save_model
 from trtbuild.graph.passes.fold_batch_norm import fold_batch_norm
 from trtbuild.graph.passes.fold_bias import fold_bias
 from trtbuild.graph.passes.fold_constants import fold_constants
@@ -36,10 +36,14 @@ PASSES = (
     remove_dead_code,
     name_axes,
 )
-"""In the order in which they run."""
+"""In the order in which they run; again, until none of them changes anything: a bias that was
+folded can bring a convolution next to its batch normalization."""
+
+_ROUNDS = 8
+"""More than any model needed; a bound, so that passes can never undo each other for ever."""
 
 
-class PassChange(Value, frozen=True):
+class PassChange(Value, frozen=True, kw_only=True):
     """What one pass changed, in its own words."""
 
     name: str
@@ -53,16 +57,24 @@ def optimize(graph: Graph, out: Path) -> tuple[Graph, tuple[PassChange, ...]]:
     inference can tell. Passes that changed nothing are left out of the list.
 
     Raises:
-        BuildError: the opset is too old and cannot be raised.
+        BuildError: the opset is too old and cannot be raised, or a node of constants cannot
+            be computed.
     """
-    model, raised = raise_opset(load_model(graph.path))
-    changes = [PassChange(name="raise_opset", changes=raised)]
+    model = load_model(graph.path)
     common.InlinePass()(model)
+    model, raised = raise_opset(model)
     node_names(model)
-    common.ShapeInferencePass()(model)
-    changes += [PassChange(name=run.__name__, changes=run(model)) for run in PASSES]
+    infer_shapes(model)
+    changes: dict[str, tuple[str, ...]] = {"raise_opset": raised}
+    for _ in range(_ROUNDS):
+        found = {run.__name__: run(model) for run in PASSES}
+        for name, lines in found.items():
+            changes[name] = changes.get(name, ()) + lines
+        if not any(found.values()):
+            break
     node_names(model)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     common.TopologicalSortPass()(model)
     result = save_model(model, out)
-    return result, tuple(change for change in changes if change.changes)
+    told = (PassChange(name=name, changes=lines) for name, lines in changes.items() if lines)
+    return result, tuple(told)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
+
+from trtbuild.graph.passes.rewiring import new_constant, replace_node
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import onnx_ir as ir
 
-_WEIGHT_CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
+_LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def fold_batch_norm(model: ir.Model) -> tuple[str, ...]:
@@ -19,68 +21,64 @@ def fold_batch_norm(model: ir.Model) -> tuple[str, ...]:
     The weights change by rounding only: products are computed in float64 and stored in the
     weights' own type.
     """
-    folded = []
+    folded = 0
     for norm in tuple(model.graph):
-        if norm.op_type != "BatchNormalization" or not _folds(norm):
-            continue
-        _fold(model.graph, norm)
-        folded.append(norm.name or "BatchNormalization")
-    return (f"{len(folded)} batch normalizations folded",) if folded else ()
+        layer = _layer_before(norm)
+        if layer is not None:
+            _fold(model.graph, layer, norm)
+            folded += 1
+    return (f"{folded} batch normalizations folded",) if folded else ()
 
 
-def _folds(norm: ir.Node) -> bool:
+def _layer_before(norm: ir.Node) -> ir.Node | None:
+    """Return the node that ``norm`` can be folded into, None if there is none."""
+    if norm.op_type != "BatchNormalization" or norm.attributes.get_int("training_mode", 0) != 0:
+        return None
     data = norm.inputs[0]
     layer = data.producer() if data is not None else None
-    if data is None or layer is None or layer.op_type not in _WEIGHT_CHANNEL_AXIS:
-        return False
+    if data is None or layer is None or layer.op_type not in _LAYERS:
+        return None
     if len(data.uses()) != 1 or data.is_graph_output() or len(norm.outputs) != 1:
-        return False
+        return None
     if layer.op_type == "ConvTranspose" and layer.attributes.get_int("group", 1) != 1:
-        return False
-    if layer.op_type == "Gemm" and not _plain_gemm(layer):
-        return False
+        return None
+    if layer.op_type == "Gemm" and not _unscaled(layer):
+        return None
     constants = (*layer.inputs[1:], *norm.inputs[1:])
-    return all(v is None or v.const_value is not None for v in constants)
+    known = all(v is None or v.const_value is not None for v in constants)
+    return layer if known else None
 
 
-def _plain_gemm(layer: ir.Node) -> bool:
-    attributes = layer.attributes
-    return (
-        attributes.get_int("transB", 0) == 1
-        and attributes.get_float("alpha", 1.0) == 1.0
-        and attributes.get_float("beta", 1.0) == 1.0
-    )
+def _unscaled(gemm: ir.Node) -> bool:
+    factors = (gemm.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+    return all(factor == 1.0 for factor in factors)
 
 
-def _constant(node: ir.Node, index: int) -> npt.NDArray[np.float64]:
+def _channel_axis(layer: ir.Node) -> int:
+    """Return the axis of the weight along which the layer's output channels lie."""
+    if layer.op_type == "Gemm":
+        return 0 if layer.attributes.get_int("transB", 0) else 1
+    return 1 if layer.op_type == "ConvTranspose" else 0
+
+
+def _constant(node: ir.Node, index: int) -> npt.NDArray[np.generic]:
     value = node.inputs[index]
     if value is None or value.const_value is None:
         raise ValueError(f"input {index} of {node.name} is no constant")
-    return value.const_value.numpy().astype(np.float64)
+    return value.const_value.numpy()
 
 
-def _fold(graph: ir.Graph, norm: ir.Node) -> None:
-    data = norm.inputs[0]
-    layer = data.producer() if data is not None else None
-    if layer is None or layer.inputs[1] is None or layer.inputs[1].const_value is None:
-        raise ValueError(f"{norm.name} has no layer to fold into")
-    scale, shift, mean, variance = (_constant(norm, i) for i in range(1, 5))
+def _fold(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
+    scale, shift, mean, variance = (_constant(norm, i).astype(np.float64) for i in range(1, 5))
     factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    weight = layer.inputs[1].const_value.numpy()
+    weight = _constant(layer, 1)
     has_bias = len(layer.inputs) > 2 and layer.inputs[2] is not None  # noqa: PLR2004  input 2
-    bias = _constant(layer, 2) if has_bias else np.zeros_like(mean)
+    bias = _constant(layer, 2).astype(np.float64) if has_bias else np.zeros_like(mean)
     along = [1] * weight.ndim
-    along[_WEIGHT_CHANNEL_AXIS[layer.op_type]] = -1
+    along[_channel_axis(layer)] = -1
     new_weight = (weight.astype(np.float64) * factor.reshape(along)).astype(weight.dtype)
     new_bias = ((bias - mean) * factor + shift).astype(weight.dtype)
     layer.resize_inputs(3)
-    layer.replace_input_with(1, _initializer(graph, f"{layer.name}.folded_weight", new_weight))
-    layer.replace_input_with(2, _initializer(graph, f"{layer.name}.folded_bias", new_bias))
-    norm.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
-    graph.remove(norm, safe=True)
-
-
-def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value
+    layer.replace_input_with(1, new_constant(graph, f"{layer.name}.folded_weight", new_weight))
+    layer.replace_input_with(2, new_constant(graph, f"{layer.name}.folded_bias", new_bias))
+    replace_node(norm, layer.outputs[0])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from trtbuild.graph.passes.channels import convolution_and_constant
+from trtbuild.graph.passes.rewiring import new_constant, replace_node
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import onnx_ir as ir
 
 
 def fold_bias(model: ir.Model) -> tuple[str, ...]:
@@ -21,15 +22,12 @@ def fold_bias(model: ir.Model) -> tuple[str, ...]:
         if found is None:
             continue
         layer, constant = found
-        value = ir.val(
-            f"{layer.name}.bias_of_{add.name}",
-            const_value=ir.tensor(_plus_bias(layer, constant)),
-        )
-        model.graph.register_initializer(value)
+        name = f"{layer.name}.bias_of_{add.name}"
         layer.resize_inputs(3)
-        layer.replace_input_with(2, value)
-        add.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(add, safe=True)
+        layer.replace_input_with(
+            2, new_constant(model.graph, name, _plus_bias(layer, constant))
+        )
+        replace_node(add, layer.outputs[0])
         folded += 1
     return (f"{folded} additions folded into a bias",) if folded else ()
 

@@ -7,22 +7,43 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from trtbuild.errors import BuildError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_INPUT_LIMIT_BYTES = 1 << 16
-_OUTPUT_LIMIT_BYTES = 1 << 20
+_INPUT_LIMIT_ELEMENTS = 1 << 16
+_OUTPUT_LIMIT_ELEMENTS = 1 << 20
 """Above this a folded tensor would bloat the file more than the node costs at run time."""
 
 
 def fold_constants(model: ir.Model) -> tuple[str, ...]:
-    """Fold constant subgraphs and shape arithmetic; turn Constant nodes into initializers."""
-    before = model.graph.num_nodes()
-    optimizer.fold_constants(
-        model, input_size_limit=_INPUT_LIMIT_BYTES, output_size_limit=_OUTPUT_LIMIT_BYTES
-    )
+    """Fold constant subgraphs and shape arithmetic; turn Constant nodes into initializers.
+
+    An initializer that is an input too, as old files have it, becomes a constant.
+
+    Raises:
+        BuildError: a node of constants cannot be computed.
+    """
+    nodes, inputs = model.graph.num_nodes(), len(model.graph.inputs)
+    common.RemoveInitializersFromInputsPass()(model)
+    try:
+        optimizer.fold_constants(
+            model,
+            input_size_limit=_INPUT_LIMIT_ELEMENTS,
+            output_size_limit=_OUTPUT_LIMIT_ELEMENTS,
+        )
+    except RuntimeError as error:
+        raise BuildError(
+            f"{error}: {error.__cause__}. Correct the constants of this node"
+        ) from error
     common.RemoveUnusedNodesPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveInitializersFromInputsPass()(model)
-    removed = before - model.graph.num_nodes()
-    return (f"{removed} constant nodes folded",) if removed else ()
+    folded = nodes - model.graph.num_nodes()
+    freed = inputs - len(model.graph.inputs)
+    changes = []
+    if folded:
+        changes.append(f"{folded} constant nodes folded")
+    if freed:
+        changes.append(f"{freed} constants no longer inputs")
+    return tuple(changes)

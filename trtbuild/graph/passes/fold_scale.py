@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from trtbuild.graph.passes.channels import convolution_and_constant
+from trtbuild.graph.passes.rewiring import new_constant, replace_node
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import onnx_ir as ir
 
 
 def fold_scale(model: ir.Model) -> tuple[str, ...]:
@@ -26,8 +27,7 @@ def fold_scale(model: ir.Model) -> tuple[str, ...]:
         layer, factor = found
         for index in range(1, len(layer.inputs)):
             _scale(model.graph, layer, index, factor)
-        mul.outputs[0].replace_all_uses_with(layer.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(mul, safe=True)
+        replace_node(mul, layer.outputs[0])
         folded += 1
     return (f"{folded} multiplications folded into weights",) if folded else ()
 
@@ -42,6 +42,4 @@ def _scale(
     along = factor.astype(np.float64).reshape(-1, *(1,) * (array.ndim - 1))
     scaled = (array.astype(np.float64) * along).astype(array.dtype)
     name = f"{layer.name}.scaled_{index}_{value.name}"
-    result = ir.val(name, const_value=ir.tensor(scaled, name=name))
-    graph.register_initializer(result)
-    layer.replace_input_with(index, result)
+    layer.replace_input_with(index, new_constant(graph, name, scaled))

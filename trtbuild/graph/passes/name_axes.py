@@ -14,7 +14,7 @@ def name_axes(model: ir.Model) -> tuple[str, ...]:
     """Name dynamic input axes that have no name, or ``?``.
 
     TensorRT takes equal names for equal sizes: two axes both called ``?`` cannot have
-    different profiles. The first axis becomes ``batch`` only if all inputs share the number.
+    different profiles.
     """
     named = []
     for value, axis in _anonymous(model):

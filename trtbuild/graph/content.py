@@ -1,0 +1,233 @@
+"""The digest of what an ONNX model computes, wherever its weights lie and whoever wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from trtbuild.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_CHUNK_BYTES = 1 << 20
+
+_DATA_FIELDS = (
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+    "external_data",
+    "data_location",
+    "doc_string",
+    "metadata_props",
+)
+"""What the digest of a tensor's bytes stands for, and what does not count."""
+
+
+def content_digest(proto: onnx.ModelProto, path: Path) -> str:
+    """Return the sha256 of the model in ``path``; uses up ``proto``, which is changed.
+
+    Each tensor's bytes are replaced by their sha256 before the rest is serialized, so inline
+    and external weights of equal content are equal, and memory does not grow with external
+    data. Producer, documentation, metadata and inferred types do not count.
+
+    Raises:
+        SourceError: a tensor's data is missing, outside the folder, or not of its size.
+    """
+    for field in ("producer_name", "producer_version", "doc_string", "model_version", "domain"):
+        proto.ClearField(field)
+    proto.ClearField("metadata_props")
+    for tensor in _tensors(proto):
+        digest = _tensor_digest(tensor, path)
+        for field in _DATA_FIELDS:
+            tensor.ClearField(field)
+        tensor.raw_data = digest
+    _clear_graph(proto.graph)
+    for function in proto.functions:
+        function.ClearField("doc_string")
+        function.ClearField("metadata_props")
+        function.ClearField("value_info")
+        _clear_nodes(function.node)
+    serialized = proto.SerializeToString(deterministic=True)
+    return hashlib.sha256(b"trtbuild/graph/v1\n" + serialized).hexdigest()
+
+
+def external_locations(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the files of external data that a model names, each once, in order of use."""
+    external = (tensor for tensor in _tensors(proto) if _is_external(tensor))
+    return tuple(dict.fromkeys(_entries(tensor).get("location", "") for tensor in external))
+
+
+def _clear_graph(graph: onnx.GraphProto) -> None:
+    for field in ("doc_string", "metadata_props", "value_info"):
+        graph.ClearField(field)
+    for value in (*graph.input, *graph.output):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+    _clear_nodes(graph.node)
+
+
+def _clear_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+        for subgraph in _subgraphs(node):
+            _clear_graph(subgraph)
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that carries data, in subgraphs and functions too, in file order."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+        for subgraph in _subgraphs(node):
+            yield from _graph_tensors(subgraph)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _tensor_digest(tensor: onnx.TensorProto, path: Path) -> bytes:
+    """Return sha256 over the tensor's bytes, little-endian as ONNX stores raw data."""
+    what = f"{path}: tensor {tensor.name!r}"
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return _text_digest(tensor.string_data)
+    size_bytes = _size_bytes(tensor, what)
+    if _is_external(tensor):
+        return _external_digest(tensor, path, size_bytes)
+    data = tensor.raw_data if tensor.HasField("raw_data") else _packed(tensor, what)
+    if len(data) != size_bytes:
+        raise SourceError(
+            f"{what} has {len(data)} bytes of data, but its type and shape "
+            f"{list(tensor.dims)} need {size_bytes}; export the model again"
+        )
+    return hashlib.sha256(data).digest()
+
+
+def _text_digest(texts: Iterable[bytes]) -> bytes:
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(len(text).to_bytes(8, "little") + text)
+    return total.digest()
+
+
+def _size_bytes(tensor: onnx.TensorProto, what: str) -> int:
+    """Return the bytes that the tensor's type and shape need; 4-bit elements lie two in one."""
+    try:
+        bits = int(ir.DataType(tensor.data_type).bitwidth)
+    except (ValueError, TypeError) as error:
+        raise SourceError(
+            f"{what} has the element type {tensor.data_type}, which ONNX does not know; "
+            f"export the model again"
+        ) from error
+    if any(size < 0 for size in tensor.dims):
+        raise SourceError(
+            f"{what} has a negative size in its shape {list(tensor.dims)}; export the model "
+            f"again"
+        )
+    return int(-(-math.prod(tensor.dims) * bits // 8))
+
+
+def _packed(tensor: onnx.TensorProto, what: str) -> bytes:
+    """Return the bytes of a tensor that is stored in a typed field."""
+    try:
+        return bytes(ir.serde.deserialize_tensor(tensor).tobytes())
+    except (ValueError, TypeError, OverflowError) as error:
+        raise SourceError(
+            f"{what} has data that do not fit its type and shape {list(tensor.dims)}: {error}. "
+            f"Export the model again"
+        ) from error
+
+
+def _external_digest(tensor: onnx.TensorProto, path: Path, size_bytes: int) -> bytes:
+    entries = _entries(tensor)
+    location = entries.get("location", "")
+    what = f"{path}: external data {location!r} of tensor {tensor.name!r}"
+    if len(entries) != len(tensor.external_data):
+        raise SourceError(f"{what} names one key twice; export the model again")
+    if not _inside(location, path.parent):
+        raise SourceError(
+            f"{what} lies outside the model's folder; put the file beside the model"
+        )
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", str(size_bytes)))
+    except ValueError as error:
+        raise SourceError(f"{what} has an offset or length that is no number") from error
+    if offset < 0 or length != size_bytes:
+        raise SourceError(
+            f"{what} is said to have {length} bytes at {offset}, but its type and shape "
+            f"{list(tensor.dims)} need {size_bytes}; export the model again"
+        )
+    return _file_digest(path.parent / location, offset, length, what)
+
+
+def _file_digest(file: Path, offset: int, length: int, what: str) -> bytes:
+    total = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            if offset + length > size:
+                raise SourceError(
+                    f"{what} needs bytes {offset} to {offset + length}, but the file has "
+                    f"{size}; copy it again, whole"
+                )
+            stream.seek(offset)
+            remaining = length
+            while remaining and (chunk := stream.read(min(_CHUNK_BYTES, remaining))):
+                total.update(chunk)
+                remaining -= len(chunk)
+    except OSError as error:
+        raise SourceError(
+            f"{what} cannot be read: {error.strerror}. Put the file beside the model"
+        ) from error
+    if remaining:
+        raise SourceError(f"{what} became shorter while it was read; copy it again, whole")
+    return total.digest()
+
+
+def _inside(location: str, folder: Path) -> bool:
+    """Tell whether ``location`` names something that really lies below ``folder``."""
+    if not location or "\0" in location or Path(location).is_absolute():
+        return False
+    try:
+        return (folder / location).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle; RuntimeError before Python 3.13
+        return False
