@@ -1,0 +1,51 @@
+"""A full cache hit of the command against the bare interpreter, in turns.
+
+    .venv/bin/python -m tests.benchmarks.full_hit engines/digits-int8.toml
+
+The recipe is built first if it is not in the store. Then ``trtbuild engine RECIPE --json``
+and ``python -c pass`` run in turns; wall time, and processor time as the operating system counts it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+ROUNDS = 20
+
+
+def _measure(command: list[str]) -> tuple[float, float]:
+    """Return wall and processor time of one run in milliseconds."""
+    before = os.times()
+    started = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    wall = time.perf_counter() - started
+    after = os.times()
+    used = (after.children_user - before.children_user) + (
+        after.children_system - before.children_system
+    )
+    return wall * 1000, used * 1000
+
+
+def main() -> None:
+    """Measure the recipe named on the command line."""
+    hit = [sys.executable, "-m", "trtbuild", "engine", sys.argv[1], "--json"]
+    bare = [sys.executable, "-c", "pass"]
+    subprocess.run(hit, stdout=subprocess.DEVNULL, check=True)
+    rows = [(_measure(hit), _measure(bare)) for _ in range(ROUNDS)]
+    for index, unit in enumerate(("wall", "processor")):
+        ours = [hit_row[index] for hit_row, _ in rows]
+        base = [bare_row[index] for _, bare_row in rows]
+        ratios = sorted(a / b for a, b in zip(ours, base, strict=True))
+        print(
+            f"{unit:9} hit median {statistics.median(ours):.0f} ms, bare interpreter "
+            f"{statistics.median(base):.0f} ms, ratio {statistics.median(ratios):.1f} "
+            f"[{ratios[1]:.1f}, {ratios[-2]:.1f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()
