@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.benchmarks.full_hit engines/digits-int8.toml
 
 The recipe is built first if it is not in the store. Then ``trtbuild engine RECIPE --json``
-and ``python -c pass`` run in turns; wall time, and processor time as the operating system counts it.
+and ``python -c pass`` run in turns. Wall time, and processor time as the system counts it.
 """
 
 from __future__ import annotations
