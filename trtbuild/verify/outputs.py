@@ -1,0 +1,36 @@
+"""Write what sessions compute to a file that Polygraphy's tools read."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from polygraphy.comparator import IterationResult, RunResults
+
+from trtbuild.verify.accuracy import feed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from trtbuild.backends import Session
+    from trtbuild.batches import Batch
+
+
+def save_outputs(sessions: Mapping[str, Session], batch: Batch, path: Path) -> None:
+    """Run one batch through every session and write all outputs to ``path`` (JSON).
+
+    The file holds Polygraphy run results, one runner per session: ``polygraphy inspect data``
+    shows it, ``polygraphy run --load-outputs`` compares other runtimes with it.
+
+    Raises:
+        DataError: the batch lacks an input of a session.
+    """
+    results = RunResults()
+    for name, session in sessions.items():
+        inputs = feed(session, batch, 0)
+        started = time.perf_counter()
+        outputs = session.run(inputs)
+        seconds = time.perf_counter() - started
+        results.add([IterationResult(outputs, runtime=seconds, runner_name=name)], name)
+    results.save(str(path))
