@@ -15,6 +15,7 @@ from trtbuild.graph import Graph
 from trtbuild.graph.content import content_digest, external_locations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _INLINE_LIMIT_BYTES = 1 << 30
@@ -130,7 +131,21 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: holds no ONNX graph (it is empty, or another kind of file). "
             f"Expected a model exported to ONNX"
         )
+    bad = next((name for name in _texts(proto.graph) if not isinstance(name, str)), None)
+    if bad is not None:
+        raise SourceError(
+            f"{path}: the name {bad!r} in the graph is no UTF-8 text; the file is damaged. "
+            f"Export or copy it again"
+        )
     return proto
+
+
+def _texts(graph: onnx.GraphProto) -> Iterator[object]:
+    """Yield what must be text; protobuf hands out bytes where it is not."""
+    for item in (*graph.input, *graph.output, *graph.initializer):
+        yield item.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
 
 
 def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:

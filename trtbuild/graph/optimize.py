@@ -27,8 +27,8 @@ VERSION = 1
 """Part of the key of an optimized graph; raised when a pass starts to give other graphs."""
 
 PASSES = (
-    fold_constants,
     remove_identities,
+    fold_constants,
     sum_to_add,
     fold_batch_norm,
     fold_scale,

@@ -17,10 +17,11 @@ def name_axes(model: ir.Model) -> tuple[str, ...]:
     different profiles.
     """
     named = []
-    for value, axis in _anonymous(model):
+    for value, axis in tuple(_anonymous(model)):
         name = f"{value.name}_axis{axis}"
-        if value.shape is not None:
-            value.shape[axis] = ir.SymbolicDim(name)
+        dims = list(value.shape or ())
+        dims[axis] = ir.SymbolicDim(name)
+        value.shape = ir.Shape(dims)  # a new one, since inference freezes those that it read
         named.append(name)
     return (f"dynamic axes named: {', '.join(named)}",) if named else ()
 
