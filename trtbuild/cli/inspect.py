@@ -122,7 +122,7 @@ def _engine_sections(found: StoredEngine, *, all_layers: bool) -> tuple[Section,
         f"{manifest.build_seconds:.1f} s, {_size(manifest.peak_rss_bytes)} of memory",
     }
     sections = [
-        _table("Engine", ("", ""), facts.items()),
+        _table("Engine", ("field", "value"), facts.items()),
         _tensors(manifest.inputs, manifest.outputs),
         _profiles(manifest),
         _layers(manifest, all_layers=all_layers),
@@ -134,7 +134,7 @@ def _engine_sections(found: StoredEngine, *, all_layers: bool) -> tuple[Section,
 
 def _profiles(manifest: Manifest) -> Section:
     rows = [
-        (str(index), each.input, *map(_shape, (each.min, each.opt, each.max)))
+        (str(index), each.input, *map(_sizes, (each.min, each.opt, each.max)))
         for index, profile in enumerate(manifest.preimage.profiles)
         for each in profile
     ]
@@ -150,7 +150,8 @@ def _layers(manifest: Manifest, *, all_layers: bool) -> Section:
     notes = [f"{count}; {len(layers) - len(compute)} other layers compute no products"]
     if not all_layers:
         notes.append(f"--layers lists all {len(layers)}")
-    title = "Layers" if all_layers else f"Compute layers that are not in {wanted}"
+    fell_short = short and not all_layers
+    title = f"Compute layers that are not in {wanted}" if fell_short else "Layers"
     columns = ("layer", "kind", "precision", "compute", "ONNX nodes")
     return _table(title, columns, map(_layer, shown), notes)
 
@@ -175,7 +176,7 @@ def _plan_section(found: PlanFile) -> Section:
         "state": state,
     }
     note = "a header proves nothing: only an engine of the store can be verified"
-    return _table("Plan file", ("", ""), facts.items(), (note,))
+    return _table("Plan file", ("field", "value"), facts.items(), (note,))
 
 
 def _onnx_sections(found: OnnxFile) -> tuple[Section, ...]:
@@ -188,7 +189,7 @@ def _onnx_sections(found: OnnxFile) -> tuple[Section, ...]:
     }
     operators = [(name, str(count)) for name, count in found.operators.items()]
     return (
-        _table("ONNX file", ("", ""), facts.items()),
+        _table("ONNX file", ("field", "value"), facts.items()),
         _tensors(found.inputs, found.outputs),
         _table("Nodes", ("operator", "#nodes"), operators),
     )
@@ -196,19 +197,20 @@ def _onnx_sections(found: OnnxFile) -> tuple[Section, ...]:
 
 def _tensors(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Section:
     rows = [
-        (word, spec.name, spec.dtype, _shape(spec.shape))
+        (word, spec.name, spec.dtype, f"[{', '.join(map(str, spec.shape))}]")
         for word, specs in (("input", inputs), ("output", outputs))
         for spec in specs
     ]
     return _table("Inputs and outputs", ("", "name", "type", "shape"), rows)
 
 
-def _shape(shape: Sequence[int | str]) -> str:
+def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
 def _size(size_bytes: int) -> str:
-    return f"{size_bytes} bytes ({size_bytes / (1 << 20):.1f} MiB)"
+    mib = size_bytes / (1 << 20)
+    return f"{size_bytes} bytes" + (f" ({mib:.1f} MiB)" if mib >= 1 else "")
 
 
 def _table(
