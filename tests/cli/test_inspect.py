@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.backends import building, graphs
+from tests.farm.recipes import make_folder, trtbuild
+from trtbuild.backends import processor
+
+HERE = f"onnxruntime:{processor.arch()}"
+
+MIXED = """\
+[source]
+onnx = "model.onnx"
+[quantization]
+precision = "int8"
+provider = "provider.py"
+method = "minmax"
+keep_float = ["first"]
+[build]
+targets = ["onnxruntime"]
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with one engine, of which a compute layer was kept in float."""
+    top = tmp_path_factory.mktemp("inspect")
+    folder = make_folder(top, {"mixed": MIXED})
+    done = trtbuild("engine", folder / "mixed.toml", "--store", top / "store", "--json")
+    assert done.returncode in (0, 5), done.stderr
+    (top / "engine.json").write_text(done.stdout)
+    return top / "store"
+
+
+def reported(store: Path) -> Any:  # noqa: ANN401  decoded JSON
+    (engine,) = json.loads((store.parent / "engine.json").read_text())["engines"]
+    return engine
+
+
+def document(name: str | Path, store: Path) -> Any:  # noqa: ANN401  decoded JSON
+    done = trtbuild("inspect", name, "--store", store, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def text(name: str | Path, store: Path, *options: str) -> str:
+    done = trtbuild("inspect", name, "--store", store, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_an_engine_is_found_by_digest_key_prefix_and_path(store: Path, tmp_path: Path) -> None:
+    engine = reported(store)
+    copy = tmp_path / "copy.engine"
+    copy.write_bytes(Path(engine["path"]).read_bytes())
+    found = document(engine["sha256"], store)
+    assert found["kind"] == "engine"
+    assert {name: value for name, value in found.items() if name in engine} == {
+        name: value for name, value in engine.items() if name in found
+    }
+    assert {"key", "precision_achieved", "int8_mac_share", "fused_layers"} <= set(found)
+    for name in (engine["key"], engine["key"][:9], copy):
+        assert document(name, store) == found
+
+
+def test_an_engine_shows_signature_profiles_and_all_its_layers_as_json(store: Path) -> None:
+    found = document(reported(store)["key"], store)
+    assert [(each["name"], each["shape"]) for each in found["inputs"]] == [("x", ["batch", 16])]
+    assert [(each["name"], each["dtype"]) for each in found["outputs"]] == [("y", "float32")]
+    ((profile,),) = found["profiles"]
+    assert (profile["input"], profile["min"]) == ("x", [1, 16])
+    precisions = {
+        node: layer["precision"]
+        for layer in found["layers"]
+        for node in layer["nodes"]
+        if layer["compute"]
+    }
+    assert (precisions["first"], precisions["second"]) == ("fp32", "int8")
+
+
+def test_only_compute_layers_that_fell_short_are_listed_unless_all_are_asked_for(
+    store: Path,
+) -> None:
+    key = reported(store)["key"]
+    count = len(document(key, store)["layers"])
+    table = text(key, store).partition("Compute layers that are not in int8")[2]
+    assert " fp32 " in table
+    assert " int8 " not in table.partition("compute layers are in")[0]
+    assert "1 of 2 compute layers are in int8" in table
+    assert f"--layers lists all {count}" in table
+    everything = text(key, store, "--layers").partition("Layers\n")[2]
+    assert "second" in everything
+    assert " int8 " in everything
+    assert "--layers" not in everything
+
+
+def test_an_engine_whose_bytes_changed_is_not_shown_as_verified(
+    store: Path, tmp_path: Path
+) -> None:
+    engine = reported(store)
+    other = tmp_path / "store"
+    folder = store.parent / "engines"
+    done = trtbuild("engine", folder / "mixed.toml", "--store", other, "--json")
+    assert done.returncode in (0, 5)
+    assert f"{engine['sha256']} (verified)" in text(engine["key"], store)
+    (built,) = json.loads(done.stdout)["engines"]
+    path = Path(built["path"])
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    damaged = trtbuild("inspect", built["key"], "--store", other)
+    assert (damaged.returncode, damaged.stdout) == (6, "")
+    assert "set aside in quarantine" in damaged.stderr
+
+
+@pytest.mark.rtx
+def test_a_plan_file_shows_its_header_and_whether_it_is_whole(tmp_path: Path) -> None:
+    graph = graphs.chain(tmp_path / "chain.onnx", ["conv", "relu"])
+    plan, cut = tmp_path / "chain.engine", tmp_path / "cut.engine"
+    building.build(graph, building.rtx("sm_89"), plan)
+    cut.write_bytes(plan.read_bytes()[:300])
+    none = tmp_path / "none"
+    found = document(plan, none)
+    assert (found["kind"], found["whole"]) == ("plan", True)
+    assert found["header"]["archs"] == ["sm_89"]
+    assert found["header"]["version"].startswith("1.")
+    assert found["bytes"] == found["header"]["bytes"] == plan.stat().st_size
+    assert not document(cut, none)["whole"]
+    assert "sm_89" in text(plan, none)
+    assert f"says {plan.stat().st_size} bytes, it has 300" in text(cut, none)
+    assert not none.exists()
+
+
+def test_an_onnx_file_shows_signature_operators_and_parameters(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    inner = helper.make_graph(
+        [helper.make_node("Relu", ["p"], ["r"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["p"], ["n"])],
+        "other",
+        [],
+        [helper.make_tensor_value_info("n", onnx.TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("MatMul", ["m", "w"], ["p"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=inner, else_branch=other),
+        helper.make_node("FusedMatMul", ["p", "w"], ["z"], domain="com.microsoft"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "yz"
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs, [weight]),
+        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=10,
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    found = document(path, tmp_path / "none")
+    assert found["kind"] == "onnx"
+    assert next(iter(found["operators"].items())) == ("MatMul", 2)
+    assert found["operators"] == {
+        "MatMul": 2,
+        "If": 1,
+        "Neg": 1,
+        "Relu": 1,
+        "com.microsoft.FusedMatMul": 1,
+    }
+    assert (found["parameters"], found["weights_bytes"]) == (16, 64)
+    assert found["opsets"] == {"ai.onnx": 21, "com.microsoft": 1}
+    assert [(each["name"], each["dtype"]) for each in found["inputs"]] == [
+        ("x", "float32"),
+        ("flag", "bool"),
+    ]
+    shown = text(path, tmp_path / "none")
+    for line in ("[batch, 4]", "com.microsoft.FusedMatMul", "ai.onnx 21, com.microsoft 1"):
+        assert line in shown
+
+
+def test_what_is_no_engine_is_one_line_and_exit_code_2(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no engine\n")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "short.engine").write_bytes(b"vtrt")
+    names = ["nothing-like-it", str(tmp_path), *map(str, sorted(tmp_path.iterdir()))]
+    for name in names:
+        done = trtbuild("inspect", name, "--store", store)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("error: ")
+        assert name in done.stderr
