@@ -32,5 +32,5 @@ def save_outputs(sessions: Mapping[str, Session], batch: Batch, path: Path) -> N
         started = time.perf_counter()
         outputs = session.run(inputs)
         seconds = time.perf_counter() - started
-        results.add([IterationResult(outputs, runtime=seconds, runner_name=name)], name)
+        results[name] = [IterationResult(outputs, runtime=seconds, runner_name=name)]
     results.save(str(path))
