@@ -74,12 +74,11 @@ def test_an_interrupted_night_leaves_no_child(tmp_path: Path) -> None:
         [sys.executable, "-m", "trtbuild", "nightly", str(folder)],
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
     while not pid.exists() or not pid.read_text():
         assert night.poll() is None
         time.sleep(0.05)
-    os.killpg(night.pid, signal.SIGINT)  # as a terminal does
+    night.send_signal(signal.SIGINT)  # a terminal would send it to the child too
     _, said = night.communicate(timeout=60)
     assert night.returncode == 130
     assert "Traceback" not in said

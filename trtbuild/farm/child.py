@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trtbuild.report.document import Report
 
 _POLL_SECONDS = 0.2
-_LAST_WORDS_SECONDS = 10
+_LAST_WORDS_SECONDS = 3
 _KEPT_LINES = 20
 _READ_BYTES = 1 << 20
 
