@@ -13,7 +13,7 @@ from trtbuild.graph.observe import with_outputs
 from trtbuild.quantization.observer import NotFiniteError, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from trtbuild.backends import Session
@@ -39,9 +39,10 @@ def calibrate(
 
     One pass, one chunk of samples at a time: memory does not grow with the number of samples.
     Samples are regrouped into chunks of one size, the last one filled up with copies that are
-    not counted, so the result does not depend on how the data was cut into batches. The
-    observed graph is written into the folder ``work``. ``progress`` is called with the number
-    of samples seen so far.
+    not counted, so the result does not depend on how the data was cut into batches. Where
+    inputs have different sizes along their first axis there are no samples, and batches run as
+    they are. The observed graph is written into the folder ``work``. ``progress`` is called
+    with the number of samples seen so far.
 
     Raises:
         DataError: there is no data, or a tensor gets NaN or infinite values; the message names
@@ -51,10 +52,11 @@ def calibrate(
     inner = tuple(name for name in tensors if name not in {v.name for v in graph.inputs})
     session = open_graph(with_outputs(graph, inner, work / "observed.onnx").path, fused=True)
     names = [spec.name for spec in graph.inputs]
-    seen = 0
-    for chunk in rechunk(batches, names, _chunk_size(graph)):
+    size, seen = _chunk_size(graph), 0
+    chunks = rechunk(batches, names, size) if size else _only(batches, names)
+    for chunk in chunks:
         count = _samples(chunk)
-        observed = {**chunk, **_run(session, chunk, _chunk_size(graph))}
+        observed = {**chunk, **_run(session, chunk, size)}
         for name, observer in observers.items():
             _observe(
                 observer, observed[name], f"samples {seen} to {seen + count - 1}: {name!r}"
@@ -77,10 +79,16 @@ def _observe(observer: Observer, array: Array, what: str) -> None:
 
 
 def _chunk_size(graph: Graph) -> int:
-    """Return the batch size that every input of the graph is fixed to, or 8 if it is free."""
-    fixed = {spec.shape[0] for spec in graph.inputs if spec.shape}
-    sizes = [size for size in fixed if isinstance(size, int)]
-    return sizes[0] if len(sizes) == 1 and len(fixed) == 1 else _CHUNK
+    """Return the batch size that all inputs are fixed to, 8 if it is free, 0 if they differ."""
+    first = {spec.shape[0] if spec.shape else 0 for spec in graph.inputs}
+    sizes = [size for size in first if isinstance(size, int)]
+    if not sizes:
+        return _CHUNK
+    return sizes[0] if len(first) == 1 else 0
+
+
+def _only(batches: Iterable[Batch], names: list[str]) -> Iterator[Batch]:
+    return ({name: batch[name] for name in names} for batch in batches)
 
 
 def _samples(chunk: Mapping[str, Array]) -> int:
@@ -91,18 +99,24 @@ def _run(session: Session, chunk: Mapping[str, Array], size: int) -> dict[str, A
     """Run a chunk that may be short; outputs have its own samples only.
 
     Kernels may add in another order for another number of rows: a full chunk keeps the
-    arithmetic of every sample the same.
+    arithmetic of every sample the same. Tensors that do not have the samples along their first
+    axis come from a run of the short chunk, unless the model has one batch size only.
     """
-    if not session.outputs:
-        return {}
-    count = _samples(chunk)
     lengths = {array.shape[:1] for array in chunk.values()}
-    if count >= size or len(lengths) != 1 or lengths == {()}:
+    if len(lengths) != 1 or lengths == {()} or _samples(chunk) >= size:
         return session.run(chunk)
-    filled = {name: _filled(array, size) for name, array in chunk.items()}
-    return {
+    count = _samples(chunk)
+    full = session.run({name: _filled(array, size) for name, array in chunk.items()})
+    cut = {
         name: array[:count] if array.shape[:1] == (size,) else array
-        for name, array in session.run(filled).items()
+        for name, array in full.items()
+    }
+    if any(isinstance(spec.shape[0], int) for spec in session.inputs):
+        return cut
+    short = session.run(chunk)
+    return {
+        name: array if array.shape == short[name].shape else short[name]
+        for name, array in cut.items()
     }
 
 

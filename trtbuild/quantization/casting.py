@@ -26,6 +26,9 @@ VERSION = 1
 HALF_LIMIT = 65504.0
 """The largest finite float16 (IEEE 754 binary16)."""
 
+_LIMITS = {"fp16": HALF_LIMIT, "bf16": float.fromhex("0x1.FEp127")}
+"""The largest finite numbers; what is beyond them would become infinite."""
+
 _MARGIN = 2.0
 """Data that calibration did not see may be larger by this factor before it overflows."""
 
@@ -33,6 +36,9 @@ _BF16_OPSET = 22
 """The first opset whose Conv and pooling take bfloat16 (ONNX operator changelog)."""
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+_TYPE_ATTRIBUTES = ("dtype", "output_dtype", "output_datatype")
+"""Attributes of nodes that make values of a type that is asked for: EyeLike, windows, noise."""
 
 _LOW_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
@@ -63,8 +69,9 @@ class Casting:
 def cast_graph(graph: Graph, casting: Casting, out: Path) -> tuple[Graph, tuple[Kept, ...]]:
     """Return ``graph`` in the wanted precision, written to ``out``, and the nodes kept in FP32.
 
-    Inputs and outputs of the graph keep their types. Constants beyond float16 are clamped to
-    its largest number where a converted node reads them.
+    Inputs and outputs of the graph keep their types, and so does all that is in subgraphs.
+    Constants beyond the wanted type are clamped to its largest number where a converted node
+    reads them: a mask of -3.4e38 must not become infinite.
     """
     model = load_model(graph.path)
     if casting.precision == "bf16":
@@ -78,13 +85,13 @@ def cast_graph(graph: Graph, casting: Casting, out: Path) -> tuple[Graph, tuple[
 
 
 def float_tensors(graph: Graph) -> tuple[str, ...]:
-    """Return the float32 tensors that nodes of the main graph make, in the graph's order."""
+    """Return the float32 inputs and tensors that nodes of the main graph make, in its order."""
     model = load_model(graph.path)
+    made = (value for node in model.graph for value in node.outputs)
     return tuple(
         value.name
-        for node in model.graph
-        for value in node.outputs
-        if value.name and value.dtype == ir.DataType.FLOAT and value.uses()
+        for value in (*model.graph.inputs, *made)
+        if value.name and _is_float(value) and (value.uses() or value.is_graph_output())
     )
 
 
@@ -98,8 +105,10 @@ class _Writer:
         self.kept: list[Kept] = []
 
     def write(self) -> None:
-        nodes = tuple(self._graph)
-        converted = {node: self._ports(node) for node in nodes if self._converts(node)}
+        nodes = tuple(ir.traversal.RecursiveGraphIterator(self._graph))
+        converted = {
+            node: self._ports(node) for node in tuple(self._graph) if self._converts(node)
+        }
         lowered = {
             node.outputs[index] for node, (_, outputs) in converted.items() for index in outputs
         }
@@ -112,7 +121,8 @@ class _Writer:
         self._restore_outputs(lowered)
         if not self._casting.emulated:
             for node in converted:
-                _retype(node, self._low)
+                if any(value in lowered for value in node.outputs):
+                    _retype(node, self._low)
             for value in lowered:
                 value.type = ir.TensorType(self._low)
 
@@ -132,10 +142,13 @@ class _Writer:
             return "asked for by keep_float"
         if node.domain not in ("", "ai.onnx") or _has_subgraph(node):
             return f"{node.op_type} has no {self._casting.precision} form that is known"
+        if any(name in node.attributes for name in _TYPE_ATTRIBUTES):
+            return f"an attribute of {node.op_type} names the type of its output"
         if node.op_type in _QUANTIZERS or not self._ports_allowed(node):
             return f"ONNX defines no {self._casting.precision} {node.op_type}"
-        if self._casting.precision == "bf16":
-            return ""
+        return self._overflow(floats) if self._casting.precision == "fp16" else ""
+
+    def _overflow(self, floats: list[ir.Value]) -> str:
         for value in floats:
             magnitude = self._casting.amax.get(value.name or "", 0.0)
             if magnitude * _MARGIN > HALF_LIMIT:
@@ -191,9 +204,8 @@ class _Writer:
         key = (value.name or "", self._low)
         if key not in self._casts and value.const_value is not None:
             array = value.const_value.numpy()
-            if self._casting.precision == "fp16":
-                array = np.clip(array, -HALF_LIMIT, HALF_LIMIT)
-            array = array.astype(self._low.numpy())
+            limit = _LIMITS[self._casting.precision]
+            array = np.clip(array, -limit, limit).astype(self._low.numpy())
             if self._casting.emulated:
                 array = array.astype(np.float32)
             name = f"{value.name}_{self._casting.precision}"
@@ -258,10 +270,10 @@ def _formal(
 
 
 def _retype(node: ir.Node, low: ir.DataType) -> None:
-    """Change the attributes that name the type of a node's output."""
+    """Change the attributes that name the type of a node's output, which is to be low."""
     if node.op_type == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", low.value)
-    value = node.attributes.get("value")
-    if value is not None and value.type == ir.AttributeType.TENSOR:
-        array = value.as_tensor().numpy().astype(low.numpy())
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
+    if node.op_type in ("Constant", "ConstantOfShape"):
+        value = node.attributes.get("value")
+        array = np.zeros(1) if value is None else value.as_tensor().numpy()
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.astype(low.numpy())))

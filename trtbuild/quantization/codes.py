@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 _LEAST_SCALE = float(np.ldexp(1.0, -100))
 """Scales stay normal float32 numbers; below this a tensor is as good as 0."""
 
+_LEAST_PRODUCT = float(np.ldexp(1.0, -120))
+"""The scale of a bias is a product of two scales, and must be a normal float32 number too."""
+
 _INT32_ROOM = float(1 << 30)
 """Largest code of a bias: half of int32, so that the accumulator has room too."""
 
@@ -65,12 +68,14 @@ def widen_for_bias(
 ) -> npt.NDArray[np.float64]:
     """Return ``amax`` raised where the bias would not fit int32 at the resulting scale.
 
+    Shapes: ``amax`` [channels], ``bias`` [channels] or [1], ``input_scale`` [].
     A channel of (nearly) zero weights with a bias is the case: its bias would need codes
     beyond int32. Raising its scale costs nothing, since its weights are (nearly) zero.
     """
     steps = (1 << (bits - 1)) - 1
-    least = np.abs(bias.astype(np.float64)) * steps / (float(input_scale) * _INT32_ROOM)
-    return np.maximum(amax, least)
+    largest = np.abs(bias.astype(np.float64)) / _INT32_ROOM
+    least = np.maximum(largest, _LEAST_PRODUCT) * steps / float(input_scale)
+    return np.where((amax > 0) | (bias != 0), np.maximum(amax, least), 0.0)
 
 
 def int8_codes(

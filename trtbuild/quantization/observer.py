@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20
 """Elements that are binned at once, so that temporaries stay small."""
 
-_LOWEST_EXPONENT = -1074
+_SINGLE_BYTES = 4
+_SINGLE_LIMIT = float(np.finfo(np.float32).max)
+
+_ZERO_EXPONENT = -1074
 """Exponent of the smallest float64: the histogram of a tensor that is 0 everywhere."""
+
+_LOWEST_EXPONENT = -1000
+"""Below any float32; lower ranges of float64 share this, so that 1 / width stays finite."""
 
 
 class NotFiniteError(ValueError):
@@ -34,7 +40,7 @@ class Observer:
     def __init__(self) -> None:
         self._minimum = math.inf
         self._maximum = -math.inf
-        self._exponent = _LOWEST_EXPONENT
+        self._exponent = _ZERO_EXPONENT
         self._counts = np.zeros(BINS, dtype=np.int64)
 
     def update(self, array: npt.NDArray[Any]) -> None:
@@ -52,17 +58,19 @@ class Observer:
         if not (math.isfinite(low) and math.isfinite(high)):
             nan, inf = int(np.isnan(piece).sum()), int(np.isinf(piece).sum())
             raise NotFiniteError(f"{nan} NaN and {inf} infinite values")
-        self._minimum = min(self._minimum, low)
-        self._maximum = max(self._maximum, high)
+        # + 0.0 turns -0.0 into 0.0: which of them min() returns depends on the order.
+        self._minimum = min(self._minimum, low + 0.0)
+        self._maximum = max(self._maximum, high + 0.0)
         magnitude = max(abs(low), abs(high))
         if magnitude > 0:
-            self._grow(math.frexp(magnitude)[1])
-        if self._exponent == _LOWEST_EXPONENT:
+            self._grow(max(math.frexp(magnitude)[1], _LOWEST_EXPONENT))
+        if self._exponent == _ZERO_EXPONENT:
             self._counts[0] += piece.size
             return
         # A power of two, so the product is exact and truncation is the bin of every value.
         scale = math.ldexp(1.0, -self._exponent) * BINS
-        wide = np.abs(piece.astype(np.float64 if scale > np.finfo("f4").max else np.float32))
+        exact = np.float32 if piece.dtype.itemsize <= _SINGLE_BYTES else np.float64
+        wide = np.abs(piece.astype(np.float64 if scale > _SINGLE_LIMIT else exact))
         bins = np.multiply(wide, scale, out=wide).astype(np.intp)
         self._counts += np.bincount(bins, minlength=BINS)
 

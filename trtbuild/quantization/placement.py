@@ -110,12 +110,15 @@ class _Placer:
         self._whole.add(result)
 
     def _behind_activation(self, value: ir.Value) -> ir.Value:
-        """Return the output of the Relu or Clip that alone reads ``value``, or ``value``."""
+        """Return the output of the Relu or Clip that alone reads ``value``, or ``value``.
+
+        Codes from zero up do what a Relu does; codes symmetric around zero do not.
+        """
         uses = value.uses()
         if len(uses) != 1 or value.is_graph_output():
             return value
         reader = next(iter(uses)).node
-        interval = _kept_interval(reader)
+        interval = _kept_interval(reader) if self._scheme.activation == "uint8" else None
         if interval is None or self._kept(reader):
             return value
         self._absorbed[_name(reader)] = interval
@@ -148,7 +151,7 @@ class _Placer:
 
     def _add_carrier(self, node: ir.Node) -> None:
         self._nodes[_name(node)] = -1
-        if node.op_type in _SAME_GRID:
+        if _keeps_grid(node):
             result = node.outputs[0]
             self._tensors[result] = None
             self._whole.add(result)
@@ -160,6 +163,13 @@ class _Placer:
         while value in self._linked:
             value = self._linked[value]
         return value
+
+
+def _keeps_grid(node: ir.Node) -> bool:
+    """Tell whether every value of the output is one of the input."""
+    if node.op_type == "Resize":
+        return node.attributes.get_string("mode", "nearest") == "nearest"
+    return node.op_type in _SAME_GRID
 
 
 def weight_index(node: ir.Node) -> int | None:

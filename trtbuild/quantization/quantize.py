@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the key of a quantized graph; raised when it starts to give other graphs."""
 
-_QUANTIZED_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul")
+_QUANTIZED_OPERATORS = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+)
 
 _DATA_OPERANDS = ("Add", "Sub", "Mul", "Div", "Concat")
 """Carriers whose float constants are data, and so need codes too."""
@@ -87,6 +95,8 @@ class _Writer:
         self._scheme = scheme
         self._nodes = [n for n in model.graph if n.name in placement.nodes]
         self._grids: dict[str, Grid] = {}
+        self._constants: dict[str, ir.Value] = {}
+        self._taken = _names(model.graph)
         self._weights: dict[tuple[str, bytes], ir.Value] = {}
 
     def write(self, thresholds: Mapping[str, tuple[float, float]]) -> None:
@@ -94,7 +104,7 @@ class _Writer:
         values.update({v.name: v for node in self._graph for v in node.outputs})
         for name in self._placement.tensors:
             root = self._placement.linked.get(name, name)
-            self._grids[name] = self._grid(self._clipped(values[name], thresholds[root]))
+            self._grids[name] = self._grid(self._clipped(values[root], thresholds[root]))
         for node in self._nodes:
             self._parameters(node)
         for name in self._placement.tensors:
@@ -113,18 +123,28 @@ class _Writer:
         return asymmetric_grid(low, high)
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self._graph.register_initializer(value)
-        return value
+        """Return the constant that this rewrite calls ``name``; the model may have one too."""
+        if name not in self._constants:
+            free = self._free(name)
+            value = ir.val(free, const_value=ir.tensor(array, name=free))
+            self._graph.register_initializer(value)
+            self._constants[name] = value
+        return self._constants[name]
+
+    def _free(self, name: str) -> str:
+        free, number = name, 0
+        while free in self._taken:
+            number += 1
+            free = f"{name}_{number}"
+        self._taken.add(free)
+        return free
 
     def _node(
         self, op_type: str, inputs: list[ir.Value], name: str, axis: int | None
     ) -> ir.Value:
         attributes = {} if axis is None else {"axis": axis}
-        node = ir.node(op_type, inputs, attributes, name=f"{name}_{op_type}")
-        node.outputs[0].name = f"{name}_{op_type}_Output"
+        node = ir.node(op_type, inputs, attributes, name=self._free(f"{name}_{op_type}"))
+        node.outputs[0].name = self._free(f"{name}_{op_type}_Output")
         self._graph.append(node)
         return node.outputs[0]
 
@@ -145,7 +165,7 @@ class _Writer:
         for node, index in readers:
             node.replace_input_with(index, result)
         if name in self._placement.whole and value.is_graph_output():
-            value.name = f"{name}_unquantized"
+            value.name = self._free(f"{name}_unquantized")
             result.name = name
             outputs = self._graph.outputs
             outputs[:] = [result if v is value else v for v in outputs]
@@ -161,7 +181,7 @@ class _Writer:
 
     def _reads_codes(self, node: ir.Node, index: int) -> bool:
         weight = self._placement.nodes.get(node.name or "")
-        if weight is None:
+        if weight is None or node.graph is not self._graph:  # names in subgraphs are their own
             return False
         return weight == -1 or index == 1 - weight
 
@@ -247,6 +267,14 @@ class _Writer:
                 self._constant(f"{name}_zero_point", grid.zero_point),
             ]
             node.replace_input_with(index, self._node("DequantizeLinear", inputs, name, None))
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    """Return the names of all values and nodes, which new ones must not take."""
+    nodes = tuple(ir.traversal.RecursiveGraphIterator(graph))
+    values = (*graph.inputs, *(value for node in nodes for value in node.outputs))
+    names = {value.name or "" for value in values} | {node.name or "" for node in nodes}
+    return names | set(graph.initializers)
 
 
 def _channel_axis(node: ir.Node, weight_index: int, rank: int) -> int | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -64,18 +66,16 @@ def ranges_digest(ranges: Mapping[str, TensorStatistics]) -> str:
 def save_ranges(ranges: Mapping[str, TensorStatistics], path: Path) -> None:
     """Write ``ranges`` as a compressed ``.npz`` file."""
     names = sorted(ranges)
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "names": np.array(names, dtype=np.str_),
-        "extremes": np.array(
-            [[ranges[n].minimum, ranges[n].maximum] for n in names], dtype=np.float64
-        ).reshape(len(names), 2),
-        "exponents": np.array([ranges[n].exponent for n in names], dtype=np.int64),
-        "counts": np.array([ranges[n].counts for n in names], dtype=np.int64).reshape(
-            len(names), BINS
-        ),
-    }
+    extremes = [[ranges[name].minimum, ranges[name].maximum] for name in names]
+    counts = [ranges[name].counts for name in names]
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(
+            file,
+            names=np.array(names, dtype=np.str_),
+            extremes=np.array(extremes, dtype=np.float64).reshape(len(names), 2),
+            exponents=np.array([ranges[name].exponent for name in names], dtype=np.int64),
+            counts=np.array(counts, dtype=np.int64).reshape(len(names), BINS),
+        )
 
 
 def load_ranges(path: Path) -> Ranges:
@@ -88,8 +88,12 @@ def load_ranges(path: Path) -> Ranges:
         with np.load(path, allow_pickle=False) as file:
             names, extremes = file["names"], file["extremes"]
             exponents, counts = file["exponents"], file["counts"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise StoreError(f"{path}: not a file of ranges: {error}. Calibrate again") from error
+    shapes = [array.shape for array in (names, extremes, exponents, counts)]
+    number = names.size
+    if shapes != [(number,), (number, 2), (number,), (number, BINS)]:
+        raise StoreError(f"{path}: arrays of ranges have the shapes {shapes}. Calibrate again")
     return {
         str(name): TensorStatistics(
             minimum=float(extremes[i, 0]),

@@ -17,6 +17,13 @@ _OUTPUT_LIMIT_ELEMENTS = 1 << 20
 """Above this a folded tensor would bloat the file more than the node costs at run time."""
 
 
+_UNLIMITED = 1 << 62
+
+_MOVES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""What costs no space to fold: a weight behind one of these is a constant only once folded, and
+only constants are quantized."""
+
+
 def fold_constants(model: ir.Model) -> tuple[str, ...]:
     """Fold constant subgraphs and shape arithmetic; turn Constant nodes into initializers.
 
@@ -33,6 +40,12 @@ def fold_constants(model: ir.Model) -> tuple[str, ...]:
             input_size_limit=_INPUT_LIMIT_ELEMENTS,
             output_size_limit=_OUTPUT_LIMIT_ELEMENTS,
         )
+        optimizer.fold_constants(
+            model,
+            input_size_limit=_UNLIMITED,
+            output_size_limit=_UNLIMITED,
+            should_fold=_keeps_size,
+        )
     except RuntimeError as error:
         raise BuildError(
             f"{error}: {error.__cause__}. Correct the constants of this node"
@@ -47,3 +60,7 @@ def fold_constants(model: ir.Model) -> tuple[str, ...]:
     if freed:
         changes.append(f"{freed} constants no longer inputs")
     return tuple(changes)
+
+
+def _keeps_size(node: ir.Node) -> bool:
+    return node.op_type in _MOVES
