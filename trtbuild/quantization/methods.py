@@ -9,7 +9,7 @@ import numpy as np
 from trtbuild.quantization.ranges import BINS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -70,7 +70,7 @@ def _entropy(statistics: TensorStatistics, steps: float) -> float:
     TensorRT's algorithm (S. Migacz, "8-bit Inference with TensorRT", GTC 2017) over 2,048
     bins: clipped values are added to the last bin kept, the kept bins are merged into 128
     levels, and each level is spread over those of its bins that were not empty. Every eighth
-    threshold is tried, then all between the neighbors of the best. ``steps`` does not matter:
+    threshold and the largest are tried, then all between the neighbors of the best. ``steps`` does not matter:
     the algorithm is defined for 128 levels.
     """
     del steps
@@ -78,12 +78,13 @@ def _entropy(statistics: TensorStatistics, steps: float) -> float:
     counts[0] = 0.0  # values of 0 are exact at any threshold; TensorRT leaves them out too
     last = int(np.flatnonzero(statistics.counts)[-1]) + 1
     last = max(last, _LEVELS)
-    coarse = _least_divergence(counts, range(_LEVELS, last + 1, _STRIDE))
+    # Clipping nothing is a candidate too: below it nothing may be left to compare.
+    coarse = _least_divergence(counts, (*range(_LEVELS, last, _STRIDE), last))
     fine = range(max(coarse - _STRIDE, _LEVELS), min(coarse + _STRIDE, last) + 1)
     return min(_least_divergence(counts, fine) * statistics.width, statistics.amax)
 
 
-def _least_divergence(counts: npt.NDArray[np.float64], kept: range) -> int:
+def _least_divergence(counts: npt.NDArray[np.float64], kept: Sequence[int]) -> int:
     return kept[int(np.argmin([_divergence(counts, number) for number in kept]))]
 
 

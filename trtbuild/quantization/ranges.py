@@ -85,7 +85,7 @@ def load_ranges(path: Path) -> Ranges:
         StoreError: the file is no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names, extremes = file["names"], file["extremes"]
             exponents, counts = file["exponents"], file["counts"]
     except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
