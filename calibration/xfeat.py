@@ -151,12 +151,7 @@ def photograph(name: str) -> npt.NDArray[np.float64]:
 
 def homographies() -> npt.NDArray[np.float64]:
     """Return [3, 3, 3]: matrices from pixels (x, y, 1) of a photograph to its views'."""
-    return np.stack(
-        [
-            transform.ProjectiveTransform.from_estimate(CORNERS, moved).params
-            for moved in MOVED_CORNERS
-        ]
-    )
+    return np.stack([_homography(moved) for moved in MOVED_CORNERS])
 
 
 def views(name: str) -> npt.NDArray[np.float32]:
@@ -245,3 +240,18 @@ def share(
 def _sampled(maps: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
     """Return [k, channels] of ``maps`` [1, channels, h, w] at ``grid`` [1, 1, k, 2]."""
     return functional.grid_sample(maps, grid, mode, align_corners=False)[0, :, 0].T
+
+
+def _homography(moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the 3 x 3 matrix, its last number 1, that takes the corners to ``moved`` [4, 2]."""
+    x, y = CORNERS.T
+    one, zero = np.ones(4), np.zeros(4)
+    to_x, to_y = moved.T
+    equations = np.concatenate(
+        [
+            np.stack([x, y, one, zero, zero, zero, -x * to_x, -y * to_x], axis=1),
+            np.stack([zero, zero, zero, x, y, one, -x * to_y, -y * to_y], axis=1),
+        ]
+    )
+    solved = np.linalg.solve(equations, np.concatenate([to_x, to_y]))
+    return np.append(solved, 1.0).reshape(3, 3)
