@@ -243,7 +243,7 @@ def _sampled(maps: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def _homography(moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the 3 x 3 matrix, its last number 1, that takes the corners to ``moved`` [4, 2]."""
+    """Return the matrix [3, 3], its last number 1, that takes corners to ``moved`` [4, 2]."""
     x, y = CORNERS.T
     one, zero = np.ones(4), np.zeros(4)
     to_x, to_y = moved.T
