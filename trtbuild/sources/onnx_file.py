@@ -22,18 +22,29 @@ if TYPE_CHECKING:
 _REASON_CHARACTERS = 300
 """The checker quotes whole nodes; the beginning says what is wrong."""
 
+_FREE_INITIALIZERS = 4
+"""The IR version from which initializers need not be listed as inputs (onnx, docs/IR.md)."""
+
 
 def export(request: ExportRequest) -> Graph:
-    """Return the file itself as a graph, once it is checked; nothing is written.
+    """Return the file itself as a graph, once it is checked.
+
+    Only a file of an old IR version whose initializers are not all listed as inputs is
+    rewritten, to ``request.out``: every runtime loads it, but the standard wants them listed.
 
     Raises:
         SourceError: there is no such file, or it is no sound ONNX model.
         RecipeError: a profile is for an unknown input, or has another rank.
         ExportError: a profile asks for a size that the file does not allow.
     """
-    graph = checked_graph(absolute(request.location, request.folder))
+    path = absolute(request.location, request.folder)
+    graph = checked_graph(path)
     check_dims(graph.inputs, request.profiles)
-    return graph
+    modern = _modern(path)
+    if modern is None:
+        return graph
+    request.out.write_bytes(modern.SerializeToString())
+    return read_graph(request.out)
 
 
 def reference(location: str, folder: Path) -> Session:
@@ -55,7 +66,8 @@ def checked_graph(path: Path) -> Graph:
         raise SourceError(f"{path}: the file is empty; export or copy the model again")
     graph = read_graph(path)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        modern = _modern(path)
+        onnx.checker.check_model(str(path) if modern is None else modern, full_check=True)
         model = load_model(path)
     except SourceError:
         raise
@@ -66,6 +78,23 @@ def checked_graph(path: Path) -> Graph:
         ) from error
     _check_external_sizes(model, path)
     return graph
+
+
+def _modern(path: Path) -> onnx.ModelProto | None:
+    """Return the model in an IR version that its initializers fit, None if they fit as it is.
+
+    Such an old model has its weights in the file: external data came with the same IR version.
+    """
+    model = onnx.load(path, load_external_data=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    listed = {value.name for value in model.graph.input}
+    if model.ir_version >= _FREE_INITIALIZERS or constants <= listed:
+        return None
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = _FREE_INITIALIZERS
+    return model
 
 
 def _check_external_sizes(model: ir.Model, path: Path) -> None:
