@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from trtbuild.backends import NAMES, backend
 from trtbuild.backends.fingerprint import version
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.backends.scheme import Scheme
-from trtbuild.canonical import digest
 from trtbuild.engine import Value
-from trtbuild.errors import BuildError
+from trtbuild.errors import BuildError, RecipeError
 from trtbuild.graph import optimize as optimizer
 from trtbuild.graph.model import load_model
 from trtbuild.pipeline.choice import HELD_OUT_EVERY, choose, trial
-from trtbuild.pipeline.source import calibration, evaluation
-from trtbuild.quantization import calibrate, casting
+from trtbuild.pipeline.ranges import ranges_for, ranges_of
+from trtbuild.pipeline.source import evaluation
+from trtbuild.quantization import casting
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.methods import candidates
-from trtbuild.quantization.ranges import load_ranges, ranges_digest, save_ranges
 from trtbuild.quantization.thresholds import thresholds, thresholds_digest
 from trtbuild.report.document import CalibrationRow
-from trtbuild.store import make_record
 from trtbuild.verify.accuracy import compare
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.ranges import Ranges
     from trtbuild.quantization.thresholds import Thresholds
-    from trtbuild.store import Record
     from trtbuild.verify.accuracy import Candidate
 
 _TRIAL_BYTES = 1 << 30
@@ -65,24 +64,10 @@ class _OptimizeKey(Value, frozen=True, kw_only=True):
     packages: tuple[tuple[str, str], ...]
 
 
-class _RangesKey(Value, frozen=True, kw_only=True):
-    graph_sha256: str
-    data_sha256: str
-    tensors: tuple[str, ...]
-    version: int
-    collector: str
-
-
-class _RangesDetail(Value, frozen=True, kw_only=True):
-    sha256: str
-    samples: int
-
-
 class _ChoiceKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
-    ranges_sha256: str
     scheme: Scheme
-    methods: tuple[str, ...]
+    thresholds: tuple[tuple[str, str], ...]
     keep_float: tuple[str, ...]
     evaluation_sha256: str
     metric_sha256: str
@@ -152,24 +137,24 @@ def quantized(
         DataError: the data does not fit the model, or activations are not finite.
     """
     placements = _placements(context, graph, schemes)
-    ranges, ranges_sha256 = _ranges(context, graph, data, _observed(placements))
+    ranges, _ = ranges_for(context, graph, data, schemes, placements.values())
     networks = {}
     for scheme in schemes:
         work = _Quantizing(context, graph, data, scheme, placements[scheme.name])
-        networks[scheme.name] = work.network(ranges, ranges_sha256)
+        networks[scheme.name] = work.network(ranges)
     return networks
 
 
-def measured(
-    context: Context, graph: Graph, data: Data, schemes: tuple[Scheme, ...]
-) -> tuple[Ranges, str]:
-    """Return the ranges that the schemes need to quantize ``graph``, and their digest.
+def measured(context: Context, graph: Graph, data: Data) -> tuple[Ranges, str]:
+    """Return the ranges that any backend needs to quantize ``graph``, and their digest.
 
     Raises:
         BuildError: the model is quantized already, or has nothing to quantize.
         DataError: the data does not fit the model, or activations are not finite.
     """
-    return _ranges(context, graph, data, _observed(_placements(context, graph, schemes)))
+    schemes = tuple(backend(name).SCHEME for name in NAMES)
+    placements = _placements(context, graph, schemes)
+    return ranges_for(context, graph, data, schemes, placements.values())
 
 
 def cast(context: Context, graph: Graph, data: Data | None) -> Network:
@@ -180,15 +165,11 @@ def cast(context: Context, graph: Graph, data: Data | None) -> Network:
     ranges_sha256 = ""
     if data is not None and low == "fp16":
         tensors = casting.float_tensors(graph)
-        ranges, ranges_sha256 = _ranges(context, graph, data, tensors)
+        ranges, ranges_sha256 = ranges_of(context, graph, data, tensors)
     elif low == "fp16":
         context.find("cast", "ranges were not scanned for overflow in FP16: there is no data")
     nodes = [node.name or "" for node in load_model(graph.path).graph]
-    kept = frozenset(
-        name
-        for pattern in context.recipe.quantization.keep_float
-        for name in fnmatch.filter(nodes, pattern)
-    )
+    kept = _kept(context, nodes)
 
     def stage(name: str, *, emulated: bool) -> Graph:
         plan = casting.Casting(
@@ -221,18 +202,34 @@ def cast(context: Context, graph: Graph, data: Data | None) -> Network:
     return Network(graph=network, twin=twin, fused=False, rows=())
 
 
+def _kept(context: Context, nodes: list[str]) -> frozenset[str]:
+    """Return the nodes that the recipe keeps in floating point.
+
+    Raises:
+        RecipeError: a pattern fits no node: a typing mistake would quantize what it names.
+    """
+    kept: set[str] = set()
+    for pattern in context.recipe.quantization.keep_float:
+        found = fnmatch.filter(nodes, pattern)
+        if not found:
+            close = difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.0)
+            raise RecipeError(
+                f"{context.recipe.name}: keep_float {pattern!r} fits no node of the simplified "
+                f"graph; the closest are {', '.join(close)}. Correct it, or leave it out"
+            )
+        kept.update(found)
+    return frozenset(kept)
+
+
 def _placements(
     context: Context, graph: Graph, schemes: tuple[Scheme, ...]
 ) -> dict[str, Placement]:
     keep_float = context.recipe.quantization.keep_float
     placements = {s.name: quantizer.placement_of(graph, s, keep_float) for s in schemes}
+    _kept(context, [node.name or "" for node in load_model(graph.path).graph])
     for placement in placements.values():
         _expect_nodes(context, placement)
     return placements
-
-
-def _observed(placements: dict[str, Placement]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(t for p in placements.values() for t in p.observed))
 
 
 def _expect_nodes(context: Context, placement: Placement) -> None:
@@ -242,41 +239,6 @@ def _expect_nodes(context: Context, placement: Placement) -> None:
             f"MatMul with constant float32 weights (or keep_float names them all). "
             f"Export the model with its weights, or ask for fp16"
         )
-
-
-def _ranges(
-    context: Context, graph: Graph, data: Data, tensors: tuple[str, ...]
-) -> tuple[Ranges, str]:
-    preimage = _RangesKey(
-        graph_sha256=graph.sha256,
-        data_sha256=data.info.calibration_sha256,
-        tensors=tuple(sorted(tensors)),
-        version=calibrate.VERSION,
-        collector=f"onnxruntime {version('onnxruntime')}",
-    )
-    key = digest("ranges/v1", preimage)
-
-    def make() -> Record:
-        samples = 0
-
-        def progress(seen: int) -> None:
-            nonlocal samples
-            samples = seen
-            context.say(f"calibrate: {seen} samples")
-
-        context.say(f"calibrate {len(tensors)} tensors")
-        with context.store.scratch() as folder:
-            found = calibrate.calibrate(
-                graph, tensors, calibration(data, graph), folder, progress
-            )
-            save_ranges(found, folder / "ranges.npz")
-            blob = context.store.put_file("ranges.npz", folder / "ranges.npz")
-        detail = _RangesDetail(sha256=ranges_digest(found), samples=samples)
-        return make_record("ranges", key, preimage, detail, (blob,))
-
-    record = context.stage("calibrate", "ranges", key, make)
-    detail = record.read(_RangesDetail)
-    return load_ranges(context.store.verified_path(record.blobs[0].sha256)), detail.sha256
 
 
 class _Quantizing:
@@ -294,13 +256,13 @@ class _Quantizing:
         # an asymmetric engine runs on this machine.
         self._fused = scheme.activation == "uint8"
 
-    def network(self, ranges: Ranges, ranges_sha256: str) -> Network:
+    def network(self, ranges: Ranges) -> Network:
         methods = candidates(self._context.recipe.quantization.method)
         intervals = {
             method: thresholds(ranges, self._placement.observed, method, self._scheme)
             for method in methods
         }
-        choice = self._choice(intervals, ranges_sha256)
+        choice = self._choice(intervals)
         graph = self._written(intervals[choice.method])
         return Network(graph=graph, twin=graph, fused=self._fused, rows=choice.rows)
 
@@ -322,7 +284,7 @@ class _Quantizing:
     def _quantize(self, intervals: Thresholds, out: Path) -> Graph:
         return quantizer.quantize(self._graph, self._placement, intervals, self._scheme, out)
 
-    def _choice(self, intervals: dict[str, Thresholds], ranges_sha256: str) -> _Choice:
+    def _choice(self, intervals: dict[str, Thresholds]) -> _Choice:
         if len(intervals) == 1:
             method = next(iter(intervals))
             row = CalibrationRow(
@@ -331,12 +293,13 @@ class _Quantizing:
             return _Choice(method=method, rows=(row,))
         key = _ChoiceKey(
             graph_sha256=self._graph.sha256,
-            ranges_sha256=ranges_sha256,
             scheme=self._scheme,
-            methods=tuple(intervals),
+            thresholds=tuple(
+                (method, thresholds_digest(values)) for method, values in intervals.items()
+            ),
             keep_float=self._context.recipe.quantization.keep_float,
             evaluation_sha256=self._data.info.evaluation_sha256,
-            metric_sha256=self._data.info.code_sha256,
+            metric_sha256=self._data.info.metric_sha256,
             runtime=f"onnxruntime {version('onnxruntime')}",
             version=quantizer.VERSION,
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import NAMES, backend
 from trtbuild.engine import Value
-from trtbuild.errors import MissingBackendError, UsageError
+from trtbuild.errors import UsageError
 from trtbuild.graph.model import load_model, read_graph, save_model
-from trtbuild.pipeline.context import Context
+from trtbuild.pipeline.context import working
 from trtbuild.pipeline.network import measured, optimized
 from trtbuild.pipeline.source import export_source, open_data
 from trtbuild.quantization.methods import METHODS, amax
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from trtbuild.backends.scheme import Scheme
     from trtbuild.engine import TensorSpec
     from trtbuild.graph import Graph
     from trtbuild.quantization.ranges import Ranges, TensorStatistics
@@ -70,8 +68,7 @@ def export(part: Part, out: Path) -> Exported:
     Raises:
         ExportError: it cannot be exported, or the export computes something else.
     """
-    with part.store.scratch() as folder:
-        context = Context(recipe=part.recipe, store=part.store, work=folder, say=part.say)
+    with working(part.recipe, part.store, part.say) as context:
         source = export_source(context, open_data(context))
         out.parent.mkdir(parents=True, exist_ok=True)
         graph = save_model(load_model(source.graph.path), out)
@@ -86,8 +83,7 @@ def calibrate(part: Part) -> Calibrated:
         UsageError: the recipe names no data.
         DataError: the data does not fit the model, or activations are not finite.
     """
-    with part.store.scratch() as folder:
-        context = Context(recipe=part.recipe, store=part.store, work=folder, say=part.say)
+    with working(part.recipe, part.store, part.say) as context:
         data = open_data(context)
         if data is None:
             raise UsageError(
@@ -95,23 +91,12 @@ def calibrate(part: Part) -> Calibrated:
             )
         source = export_source(context, data)
         graph = optimized(context, source.graph)
-        ranges, sha256 = measured(context, graph, data, _schemes())
+        ranges, sha256 = measured(context, graph, data)
     return Calibrated(
         sha256=sha256,
         ranges=ranges,
         rows=tuple(_row(name, found) for name, found in ranges.items()),
     )
-
-
-def _schemes() -> tuple[Scheme, ...]:
-    schemes = {}
-    for name in NAMES:
-        try:
-            scheme = backend(name).SCHEME
-        except MissingBackendError:
-            continue
-        schemes[scheme.name] = scheme
-    return tuple(schemes.values())
 
 
 def _row(name: str, found: TensorStatistics) -> TensorRow:

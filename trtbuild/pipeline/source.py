@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,11 +15,11 @@ from trtbuild.backends.ort_session import open_graph
 from trtbuild.batches import rechunk
 from trtbuild.canonical import digest
 from trtbuild.engine import ShapeRange, TensorSpec, Value
-from trtbuild.errors import DataError, RecipeError
+from trtbuild.errors import DataError
 from trtbuild.graph.model import files_of, load_model, read_graph, save_model
 from trtbuild.pipeline import memo
 from trtbuild.sources import ExportRequest, source
-from trtbuild.sources.checks import checked, data_digest
+from trtbuild.sources.checks import DIGEST_TAG, add_batch, checked, data_digest
 from trtbuild.sources.dependencies import Dependencies
 from trtbuild.sources.provider import load_provider
 from trtbuild.sources.tracing import traced
@@ -25,7 +27,7 @@ from trtbuild.verify.parity import check_parity
 from trtbuild.verify.results import Parity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from trtbuild.backends import Session
@@ -36,17 +38,21 @@ if TYPE_CHECKING:
 _EXPORTERS = {"onnx": ("onnx",), "torch": ("torch", "onnxscript", "onnx")}
 _EXPORTERS["pt2"] = _EXPORTERS["torch"]
 
+VERSION = 1
+"""Part of the keys of data and exports; raised when either starts to be something else."""
+
 
 class DataInfo(Value, frozen=True, kw_only=True):
-    """The content of a provider: digests of its batches in order, and of its code.
+    """The content of a provider: digests of its batches in order, and of its metric.
 
+    ``metric_sha256`` is over the code and all that it reads, empty without a metric.
     ``example`` tells names, types and shapes of the first calibration batch.
     """
 
     calibration_sha256: str
     evaluation_sha256: str
     evaluation_batches: int
-    code_sha256: str
+    metric_sha256: str
     example: tuple[TensorSpec, ...]
 
 
@@ -63,6 +69,7 @@ class _DataQuestion(Value, frozen=True, kw_only=True):
     folder: str
     provider: str
     evaluation: str | None
+    version: int = VERSION
 
 
 class _DataAnswer(Value, frozen=True, kw_only=True):
@@ -74,19 +81,26 @@ class _SourceQuestion(Value, frozen=True, kw_only=True):
     folder: str
     framework: str
     location: str
+    exporters: tuple[tuple[str, str], ...]
     profiles: tuple[ShapeRange, ...]
     example: tuple[TensorSpec, ...]
+    version: int = VERSION
 
 
 class _SourceKey(Value, frozen=True, kw_only=True):
-    """What decides the bytes of the exported graph, wherever the files lie."""
+    """What decides the bytes of the exported graph, wherever the recipe's folder lies.
+
+    Each file counts under its path from that folder: two files that change places are another
+    model. An ONNX file is taken as it is, whatever the profiles and the data.
+    """
 
     framework: str
     factory: str
-    content: tuple[str, ...]
+    content: tuple[tuple[str, str], ...]
     packages: tuple[tuple[str, str], ...]
     profiles: tuple[ShapeRange, ...]
     example: tuple[TensorSpec, ...]
+    version: int = VERSION
 
 
 class _SourceAnswer(Value, frozen=True, kw_only=True):
@@ -130,7 +144,8 @@ def open_data(context: Context) -> Data | None:
     (provider, info), dependencies = traced(
         lambda: _digested(load_provider(spec, folder, table.evaluation))
     )
-    info = msgspec.structs.replace(info, code_sha256=_content_digest(dependencies))
+    if provider.metric is not None:
+        info = msgspec.structs.replace(info, metric_sha256=_code_digest(dependencies, folder))
     answer = _DataAnswer(info=info, dependencies=dependencies)
     memo.remember(context.store, question, dependencies, answer)
     return Data(provider=provider, info=info, dependencies=dependencies)
@@ -150,6 +165,7 @@ def export_source(context: Context, data: Data | None) -> ExportedSource:
         folder=str(recipe.folder),
         framework=framework,
         location=location,
+        exporters=tuple((name, version(name)) for name in _EXPORTERS[framework]),
         profiles=recipe.build.shape_ranges(),
         example=data.info.example if data is not None else (),
     )
@@ -173,16 +189,14 @@ def export_source(context: Context, data: Data | None) -> ExportedSource:
         context.say(f"export from {framework}")
         graph, dependencies = traced(export)
         exported.append(graph)
-        answer = _SourceAnswer(
-            key=_source_key(question, dependencies), dependencies=dependencies
-        )
+        key = _source_key(question, dependencies, recipe.folder)
+        answer = _SourceAnswer(key=key, dependencies=dependencies)
         memo.remember(context.store, question, dependencies, answer)
     else:
         answer = msgspec.json.decode(known, type=_SourceAnswer)
 
     def make(out: Path) -> tuple[Graph, SourceDetail]:
         graph = exported[0] if exported else export()
-        _check_profiles(graph, context)
         parity = _parity(context, graph, data)
         return _copied(graph, out), SourceDetail(parity=parity)
 
@@ -228,12 +242,32 @@ def reference_session(context: Context, graph: Graph) -> Session:
 
 def calibration(data: Data, graph: Graph) -> Iterator[Batch]:
     """Yield the calibration batches, each checked against the graph's inputs."""
-    return _checked(data, graph, data.provider.calibration_batches(), "calibration_batches")
+    what = "calibration_batches"
+    batches = _same(data, data.provider.calibration_batches, data.info.calibration_sha256, what)
+    return _checked(data, graph, batches, what)
 
 
 def evaluation(data: Data, graph: Graph) -> Iterator[Batch]:
     """Yield the evaluation batches, each checked against the graph's inputs."""
-    return _checked(data, graph, data.provider.evaluation_batches(), "evaluation_batches")
+    what = "evaluation_batches"
+    batches = _same(data, data.provider.evaluation_batches, data.info.evaluation_sha256, what)
+    return _checked(data, graph, batches, what)
+
+
+def _same(
+    data: Data, batches: Callable[[], Iterable[Batch]], sha256: str, what: str
+) -> Iterator[Batch]:
+    """Yield the batches, and refuse at their end that they were not those of the keys."""
+    total = hashlib.sha256(DIGEST_TAG)
+    for batch in batches():
+        add_batch(total, batch)
+        yield batch
+    if total.hexdigest() != sha256:
+        raise DataError(
+            f"{data.provider.name}: {what} yields other batches than when it was first read. "
+            f"It must yield the same at every call: seed its random numbers, sort the names of "
+            f"files, and name in FILES what it reads by other means than Python's"
+        )
 
 
 def _checked(data: Data, graph: Graph, batches: Iterable[Batch], what: str) -> Iterator[Batch]:
@@ -241,17 +275,35 @@ def _checked(data: Data, graph: Graph, batches: Iterable[Batch], what: str) -> I
 
     A metric may depend on what stands in one batch (a search, for example), so batches of a
     provider that has one are taken as they are. A rest that does not fill a batch is left out.
+
+    Raises:
+        DataError: all samples together do not fill one batch.
     """
     fixed = {spec.shape[0] for spec in graph.inputs if spec.shape}
     size = next(iter(fixed), None)
     if data.provider.metric is None and len(fixed) == 1 and isinstance(size, int):
         names = [spec.name for spec in graph.inputs]
-        batches = (
-            batch
-            for batch in rechunk(_with_inputs(data.provider.name, batches, names), names, size)
-            if all(len(array) == size for array in batch.values())
-        )
+        batches = rechunk(_with_inputs(data.provider.name, batches, names), names, size)
+        batches = _full(batches, size, f"{data.provider.name}: {what}")
     return checked(batches, graph.inputs, data.provider.name, what)
+
+
+def _full(batches: Iterable[Batch], size: int, where: str) -> Iterator[Batch]:
+    """Yield the batches but for the last of each shape where it is shorter than ``size``."""
+    rest, found = 0, False
+    for batch in batches:
+        lengths = {array.shape[:1] for array in batch.values()}
+        ((length,),) = lengths if len(lengths) == 1 and lengths != {()} else {(size,)}
+        if length == size:
+            found = True
+            yield batch
+        else:
+            rest += length
+    if rest and not found:
+        raise DataError(
+            f"{where}: the model takes batches of {size}, but there are {rest} samples. Give "
+            f"at least {size}, or export the model with an open batch"
+        )
 
 
 def _with_inputs(provider: str, batches: Iterable[Batch], names: list[str]) -> Iterator[Batch]:
@@ -279,7 +331,7 @@ def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
         calibration_sha256=data_digest(provider.calibration_batches()),
         evaluation_sha256=data_digest(counted()),
         evaluation_batches=count,
-        code_sha256="",
+        metric_sha256="",
         example=tuple(
             TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(array.shape))
             for name, array in first.items()
@@ -288,23 +340,31 @@ def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
     return provider, msgspec.structs.replace(info, evaluation_batches=count)
 
 
-def _content_digest(dependencies: Dependencies) -> str:
-    """Hash what was read, without where it lay."""
-    files = sorted(file.sha256 for file in dependencies.files)
+def _content(dependencies: Dependencies, folder: Path) -> tuple[tuple[str, str], ...]:
+    """Return path from ``folder`` and digest of each file that was read."""
+    return tuple(
+        sorted((os.path.relpath(file.path, folder), file.sha256) for file in dependencies.files)
+    )
+
+
+def _code_digest(dependencies: Dependencies, folder: Path) -> str:
     packages = sorted((item.name, item.version) for item in dependencies.distributions)
-    return digest("content/v1", [files, packages])
+    return digest("content/v1", [_content(dependencies, folder), packages])
 
 
-def _source_key(question: _SourceQuestion, dependencies: Dependencies) -> _SourceKey:
+def _source_key(
+    question: _SourceQuestion, dependencies: Dependencies, folder: Path
+) -> _SourceKey:
     packages = {item.name: item.version for item in dependencies.distributions}
-    packages |= {name: version(name) for name in _EXPORTERS[question.framework]}
+    packages |= dict(question.exporters)
+    is_file = question.framework == "onnx"
     return _SourceKey(
         framework=question.framework,
         factory=question.location.rpartition(":")[2] if question.framework == "torch" else "",
-        content=tuple(sorted(file.sha256 for file in dependencies.files)),
+        content=_content(dependencies, folder),
         packages=tuple(sorted(packages.items())),
-        profiles=question.profiles,
-        example=question.example,
+        profiles=() if is_file else question.profiles,
+        example=() if is_file else question.example,
     )
 
 
@@ -315,16 +375,6 @@ def _parity(context: Context, graph: Graph, data: Data | None) -> Parity | None:
     batch = next(calibration(data, graph))
     exported = open_graph(graph.path, fused=True)
     return check_parity(reference_session(context, graph), exported, batch)
-
-
-def _check_profiles(graph: Graph, context: Context) -> None:
-    names = [spec.name for spec in graph.inputs]
-    for item in context.recipe.build.shape_ranges():
-        if item.input not in names:
-            raise RecipeError(
-                f"{context.recipe.name}: [build.profiles.{item.input}]: the model has no such "
-                f"input; its inputs are {', '.join(names)}"
-            )
 
 
 def _copied(graph: Graph, out: Path) -> Graph:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from trtbuild.batches import Array, Batch
     from trtbuild.engine import TensorSpec
 
+DIGEST_TAG = b"trtbuild/data/v1\n"
+"""What the hash of data begins with."""
+
 
 def checked(
     batches: Iterable[Batch], inputs: tuple[TensorSpec, ...], provider_name: str, what: str
@@ -54,16 +57,21 @@ def data_digest(batches: Iterable[Batch]) -> str:
 
     Names count in sorted order within a batch; how the samples are cut into batches counts.
     """
-    total = hashlib.sha256(b"trtbuild/data/v1\n")
+    total = hashlib.sha256(DIGEST_TAG)
     for batch in batches:
-        for name in sorted(batch):
-            array = np.asarray(batch[name], order="C")
-            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            header = encode([name, little.dtype.str, list(little.shape)])
-            total.update(len(header).to_bytes(8, "little") + header)
-            total.update(little.reshape(-1).view(np.uint8).data)
-        total.update(b"\xff")
+        add_batch(total, batch)
     return total.hexdigest()
+
+
+def add_batch(total: hashlib._Hash, batch: Batch) -> None:
+    """Add one batch to the hash of :func:`data_digest`, which begins with its tag."""
+    for name in sorted(batch):
+        array = np.asarray(batch[name], order="C")
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        header = encode([name, little.dtype.str, list(little.shape)])
+        total.update(len(header).to_bytes(8, "little") + header)
+        total.update(little.reshape(-1).view(np.uint8).data)
+    total.update(b"\xff")
 
 
 def _check_array(array: object, spec: TensorSpec, where: str) -> None:

@@ -1,0 +1,93 @@
+"""The ranges of a graph's tensors: measured once, for every method and policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtbuild.backends.fingerprint import version
+from trtbuild.canonical import digest
+from trtbuild.engine import Value
+from trtbuild.pipeline.source import calibration
+from trtbuild.quantization import calibrate
+from trtbuild.quantization import quantize as quantizer
+from trtbuild.quantization.ranges import load_ranges, ranges_digest, save_ranges
+from trtbuild.store import make_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from trtbuild.backends.scheme import Scheme
+    from trtbuild.graph import Graph
+    from trtbuild.pipeline.context import Context
+    from trtbuild.pipeline.source import Data
+    from trtbuild.quantization.placement import Placement
+    from trtbuild.quantization.ranges import Ranges
+    from trtbuild.store import Record
+
+
+class _RangesKey(Value, frozen=True, kw_only=True):
+    graph_sha256: str
+    data_sha256: str
+    tensors: tuple[str, ...]
+    version: int
+    collector: str
+
+
+class _RangesDetail(Value, frozen=True, kw_only=True):
+    sha256: str
+    samples: int
+
+
+def ranges_for(
+    context: Context,
+    graph: Graph,
+    data: Data,
+    schemes: tuple[Scheme, ...],
+    placements: Iterable[Placement],
+) -> tuple[Ranges, str]:
+    """Return the ranges for ``placements`` by ``schemes``, and the digest of them.
+
+    They are measured as if every node were quantized, so that keeping one in floating point
+    does not calibrate again.
+    """
+    everywhere = [quantizer.placement_of(graph, scheme, ()) for scheme in schemes]
+    tensors = dict.fromkeys(
+        tensor for each in (*everywhere, *placements) for tensor in each.observed
+    )
+    return ranges_of(context, graph, data, tuple(tensors))
+
+
+def ranges_of(
+    context: Context, graph: Graph, data: Data, tensors: tuple[str, ...]
+) -> tuple[Ranges, str]:
+    """Return the ranges of ``tensors`` over the calibration data, and the digest of them."""
+    preimage = _RangesKey(
+        graph_sha256=graph.sha256,
+        data_sha256=data.info.calibration_sha256,
+        tensors=tuple(sorted(tensors)),
+        version=calibrate.VERSION,
+        collector=f"onnxruntime {version('onnxruntime')}",
+    )
+    key = digest("ranges/v1", preimage)
+
+    def make() -> Record:
+        samples = 0
+
+        def progress(seen: int) -> None:
+            nonlocal samples
+            samples = seen
+            context.say(f"calibrate: {seen} samples")
+
+        context.say(f"calibrate {len(tensors)} tensors")
+        with context.store.scratch() as folder:
+            found = calibrate.calibrate(
+                graph, tensors, calibration(data, graph), folder, progress
+            )
+            save_ranges(found, folder / "ranges.npz")
+            blob = context.store.put_file("ranges.npz", folder / "ranges.npz")
+        detail = _RangesDetail(sha256=ranges_digest(found), samples=samples)
+        return make_record("ranges", key, preimage, detail, (blob,))
+
+    record = context.stage("calibrate", "ranges", key, make)
+    detail = record.read(_RangesDetail)
+    return load_ranges(context.store.verified_path(record.blobs[0].sha256)), detail.sha256
