@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "build", "errors", "load", "verify"]
 
 
-def build(recipe: str | Path | Recipe, store: str = "") -> Report:
+def build(recipe: str | Path | Recipe, store: str | Path = "") -> Report:
     """Build, store and verify the engines of a recipe; return the report, gates judged.
 
     ``recipe`` is the path of a ``.toml`` file or a :class:`trtbuild.recipe.Recipe`. A failed
@@ -35,10 +35,10 @@ def build(recipe: str | Path | Recipe, store: str = "") -> Report:
     from trtbuild.recipe import Recipe, load_recipe
 
     given = recipe if isinstance(recipe, Recipe) else load_recipe(_path(recipe))
-    return build_recipe(given, store)
+    return build_recipe(given, str(store))
 
 
-def verify(engine: str | Path, store: str = "") -> Report:
+def verify(engine: str | Path, store: str | Path = "") -> Report:
     """Compare an engine with its original framework again, time it, and judge its gates.
 
     ``engine`` is a digest, a key, a prefix of one, or the path of an engine's file.
@@ -48,10 +48,10 @@ def verify(engine: str | Path, store: str = "") -> Report:
     """
     from trtbuild.pipeline.job import verify_engine
 
-    return verify_engine(str(engine), store)
+    return verify_engine(str(engine), str(store))
 
 
-def load(engine: str | Path, store: str = "") -> Session:
+def load(engine: str | Path, store: str | Path = "") -> Session:
     """Return a session of an engine: ``session.run({name: array}) -> {name: array}``.
 
     Digest and target are checked before any byte reaches a runtime. Safe to share by threads.
@@ -61,7 +61,7 @@ def load(engine: str | Path, store: str = "") -> Session:
     """
     from trtbuild.runtime import load as loading
 
-    return loading.load(engine, store)
+    return loading.load(engine, str(store))
 
 
 def _path(text: str | Path) -> Path:

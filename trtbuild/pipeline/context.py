@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ import msgspec
 
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import TensorSpec, Value
+from trtbuild.errors import StoreError, TrtbuildError
 from trtbuild.graph import Graph
 from trtbuild.graph.model import files_of
 from trtbuild.report.document import Finding, Stage
@@ -18,13 +22,15 @@ from trtbuild.store import make_record
 from trtbuild.store.lease import get_or_make
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from trtbuild.recipe import Recipe
     from trtbuild.store import Blob, Record, Store
 
 T = TypeVar("T")
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class StoredGraph(Value, frozen=True, kw_only=True):
@@ -133,3 +139,30 @@ class Context:
             inputs=stored.inputs,
             outputs=stored.outputs,
         )
+
+
+@contextlib.contextmanager
+def working(recipe: Recipe, store: Store, say: Callable[[str], None]) -> Iterator[Context]:
+    """Lend the context of one run; its private folder is deleted afterwards.
+
+    Errors that name a file in that folder name the recipe instead: a user has no such file.
+
+    Raises:
+        StoreError: there is no room for a file of the run.
+    """
+    try:
+        with store.scratch() as folder:
+            yield Context(recipe=recipe, store=store, work=folder, say=say)
+    except TrtbuildError as error:
+        private = re.escape(str(store.top / "tmp")) + r"/[^\s:;,'\"]+"
+        text = re.sub(private, recipe.name, str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise StoreError(
+            f"store {store.root}: {error.strerror}: the run needs room for its own files too. "
+            f"Free space there, or give another folder with --store"
+        ) from error

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import trtbuild
 from trtbuild.backends import backend
 from trtbuild.backends.isolation import build_isolated
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.targets import Planned
+    from trtbuild.recipe import Recipe
     from trtbuild.store import Record
 
 _DERIVED = (1, 8, 32)
@@ -45,11 +48,18 @@ def profile_of(context: Context, graph: Graph) -> tuple[ShapeRange, ...]:
         RecipeError: another axis is open and the recipe has no profile for its input.
     """
     given = {item.input: item for item in context.recipe.build.shape_ranges()}
+    sizes = _named_sizes(graph, given)
     ranges = []
     for spec in graph.inputs:
         is_open = [isinstance(size, str) for size in spec.shape]
+        axes = [
+            sizes.get(size, ()) if isinstance(size, str) else (size,) * 3 for size in spec.shape
+        ]
         if spec.name in given:
             ranges.append(given[spec.name])
+        elif any(is_open) and all(axes):
+            low, mid, high = zip(*axes, strict=True)
+            ranges.append(ShapeRange(input=spec.name, min=low, opt=mid, max=high))
         elif any(is_open[1:]):
             shape = ", ".join(str(size) for size in spec.shape)
             raise RecipeError(
@@ -66,6 +76,19 @@ def profile_of(context: Context, graph: Graph) -> tuple[ShapeRange, ...]:
                 f"{_DERIVED[0]} to {_DERIVED[2]}, tuned for {_DERIVED[1]}",
             )
     return tuple(ranges)
+
+
+def _named_sizes(
+    graph: Graph, given: Mapping[str, ShapeRange]
+) -> dict[str, tuple[int, int, int]]:
+    """Return (min, opt, max) of the named axes of inputs with a profile: one name, one size."""
+    return {
+        size: (profile.min[axis], profile.opt[axis], profile.max[axis])
+        for spec in graph.inputs
+        if (profile := given.get(spec.name)) is not None
+        for axis, size in enumerate(spec.shape)
+        if isinstance(size, str) and size != "?"
+    }
 
 
 def build_engine(
@@ -119,7 +142,7 @@ def build_engine(
             peak_rss_bytes=record.peak_rss_bytes,
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             trtbuild_version=trtbuild.__version__,
-            recipe=recipe_json(context.recipe),
+            recipe=recipe_json(_asking_for(context.recipe, precision)),
         )
         return make_record("engine", key.digest, key, manifest, (blob,))
 
@@ -131,6 +154,12 @@ def build_engine(
     for warning in manifest.warnings:
         context.find(name, warning)
     return Built(planned=planned, manifest=manifest, cached=context.stages[before].cached)
+
+
+def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:
+    """Return the recipe of an engine: a baseline has another precision than the recipe."""
+    quantization = msgspec.structs.replace(recipe.quantization, precision=precision)
+    return msgspec.structs.replace(recipe, quantization=quantization)
 
 
 def _int8_share(layers: Layers, macs: Mapping[str, int]) -> float:

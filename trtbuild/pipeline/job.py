@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import runtime
+from trtbuild.backends import backend, runtime
+from trtbuild.canonical import digest
 from trtbuild.engine import Manifest
-from trtbuild.errors import TrustError
+from trtbuild.errors import UsageError
 from trtbuild.pipeline.recall import question_of, recall
 from trtbuild.pipeline.targets import Plan, Planned, plan_targets
 from trtbuild.recipe import recipe_from_json
+from trtbuild.runtime.load import check_version
 from trtbuild.store import Store, find_engine
 
 if TYPE_CHECKING:
@@ -44,12 +46,21 @@ def build_recipe(
     """
     opened = Store.open(store)
     plan = plan_targets(recipe, strict=strict)
-    known = recall(opened, question_of(recipe, plan))
+    question = question_of(recipe, plan)
+    known = recall(opened, question)
     if known is not None:
         return known
-    from trtbuild.pipeline.run import Work, run
+    from trtbuild.store.lease import flight
 
-    return run(Work(recipe=recipe, plan=plan, store=opened, say=say))
+    # One process does all of it, exports and measurements too; no record appears for this
+    # key, so that whoever waited asks again in its turn.
+    with flight(opened, "run", digest("run/v1", question)):
+        known = recall(opened, question)
+        if known is not None:
+            return known
+        from trtbuild.pipeline.run import Work, run
+
+        return run(Work(recipe=recipe, plan=plan, store=opened, say=say))
 
 
 def verify_engine(
@@ -71,17 +82,23 @@ def verify_engine(
     manifest = find_engine(opened, engine).read(Manifest)
     given = recipe or recipe_from_json(manifest.recipe)
     if given.quantization.precision != manifest.precision_requested:
-        raise TrustError(
+        raise UsageError(
             f"engine {manifest.key[:12]} is {manifest.precision_requested}, the recipe "
             f"{given.name} asks for {given.quantization.precision}. Give its own recipe"
         )
     target = manifest.preimage.target
+    cannot_run = runtime(target.backend).cannot_run(target)
+    fingerprint = manifest.preimage.fingerprint
+    if not cannot_run:
+        check_version(manifest)
+        # Its baseline is built by what is installed here, and must say so.
+        fingerprint = backend(target.backend).fingerprint(target)
     planned = Planned(
         target=target,
         required=True,
-        cannot_run=runtime(target.backend).cannot_run(target),
+        cannot_run=cannot_run,
         settings=manifest.preimage.settings,
-        fingerprint=manifest.preimage.fingerprint,
+        fingerprint=fingerprint,
     )
     from trtbuild.pipeline.run import Work, verify
 

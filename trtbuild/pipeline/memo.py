@@ -29,11 +29,12 @@ _NONE = b"null"
 
 
 class Look(Value, frozen=True, kw_only=True):
-    """What to look at next, each sorted."""
+    """What to look at next, each sorted; ``engines`` are keys of engines in the store."""
 
     files: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     distributions: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
 
 
 class Link(Value, frozen=True, kw_only=True):
@@ -61,21 +62,27 @@ def recall(store: Store, question: object) -> msgspec.Raw | None:
         link = record.read(Link)
         if link.answered:
             return link.answer
-        key = _next_key(key, link.look)
+        key = _next_key(store, key, link.look)
     return None
 
 
 def remember(
-    store: Store, question: object, dependencies: Dependencies, answer: object
+    store: Store,
+    question: object,
+    dependencies: Dependencies,
+    answer: object,
+    engines: tuple[str, ...] = (),
 ) -> None:
     """Remember ``answer``, which depends on ``question`` and ``dependencies`` only.
 
-    Nothing is remembered when one of them has changed since it was recorded: the answer may
-    then belong to either state.
+    It depends on ``engines`` too, the keys of engines whose bytes it tells of: one that was
+    lost and built again may have other bytes, and then has another answer. Nothing is
+    remembered when something has changed since it was recorded: the answer may then belong
+    to either state.
     """
     if _stale(dependencies):
         return
-    needed = _look_of(dependencies)
+    needed = _look_of(dependencies, engines)
     covered = Look()
     key = _first_key(question)
     for _ in range(_LONGEST):
@@ -88,7 +95,7 @@ def remember(
         if stored.answered:
             return
         covered = _union(covered, stored.look)
-        key = _next_key(key, stored.look)
+        key = _next_key(store, key, stored.look)
 
 
 def merged(first: Dependencies, second: Dependencies) -> Dependencies:
@@ -107,13 +114,19 @@ def _first_key(question: object) -> str:
     return digest("memo/v1", question)
 
 
-def _next_key(key: str, look: Look) -> str:
+def _next_key(store: Store, key: str, look: Look) -> str:
     seen = [
         [[path, file_digest(path)] for path in look.files],
         [[path, folder_digest(path)] for path in look.folders],
         [[name, installed_version(name)] for name in look.distributions],
+        [[engine, _bytes_of(store, engine)] for engine in look.engines],
     ]
     return digest("memo-link/v1", [key, seen])
+
+
+def _bytes_of(store: Store, engine: str) -> list[str]:
+    record = store.get("engine", engine)
+    return [blob.sha256 for blob in record.blobs] if record else []
 
 
 def _stale(dependencies: Dependencies) -> bool:
@@ -122,11 +135,12 @@ def _stale(dependencies: Dependencies) -> bool:
     )
 
 
-def _look_of(dependencies: Dependencies) -> Look:
+def _look_of(dependencies: Dependencies, engines: tuple[str, ...]) -> Look:
     return Look(
         files=tuple(sorted(file.path for file in dependencies.files)),
         folders=tuple(sorted(folder.path for folder in dependencies.folders)),
         distributions=tuple(sorted(item.name for item in dependencies.distributions)),
+        engines=tuple(sorted(engines)),
     )
 
 
@@ -135,6 +149,7 @@ def _covers(covered: Look, needed: Look) -> bool:
         set(needed.files) <= set(covered.files)
         and set(needed.folders) <= set(covered.folders)
         and set(needed.distributions) <= set(covered.distributions)
+        and set(needed.engines) <= set(covered.engines)
     )
 
 
@@ -143,4 +158,5 @@ def _union(first: Look, second: Look) -> Look:
         files=tuple(sorted({*first.files, *second.files})),
         folders=tuple(sorted({*first.folders, *second.folders})),
         distributions=tuple(sorted({*first.distributions, *second.distributions})),
+        engines=tuple(sorted({*first.engines, *second.engines})),
     )

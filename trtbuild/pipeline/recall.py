@@ -7,6 +7,7 @@ files are hashed, records are read, and the engines' bytes are verified.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,17 +31,21 @@ class Question(Value, frozen=True, kw_only=True):
     """What a whole run depends on beside files and packages.
 
     ``recipe`` is its canonical JSON with its folder, ``plan`` says which engines, with all
-    settings and the fingerprints of the libraries, ``program`` is the digest of our own code.
+    settings and the fingerprints of the libraries, ``program`` is the digest of our own code,
+    ``machine`` is what latencies were measured on.
     """
 
     recipe: str
     plan: Plan
     program: str
+    machine: str
 
 
 def question_of(recipe: Recipe, plan: Plan) -> Question:
     """Return the question whose answer is the report of a run of ``recipe``."""
-    return Question(recipe=recipe_json(recipe), plan=plan, program=_program_digest())
+    return Question(
+        recipe=recipe_json(recipe), plan=plan, program=_program_digest(), machine=machine()
+    )
 
 
 def recall(store: Store, question: Question) -> Report | None:
@@ -73,7 +78,18 @@ def remember(
     store: Store, question: Question, dependencies: Dependencies, report: Report
 ) -> None:
     """Remember the report of a run for :func:`recall`."""
-    memo.remember(store, question, dependencies, report)
+    engines = tuple(engine.key for engine in report.engines)
+    memo.remember(store, question, dependencies, report, engines)
+
+
+def machine() -> str:
+    """Return what distinguishes this machine for timings: processor model and count."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
+    models = [
+        line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
+    ]
+    return f"{models[0] if models else 'unknown'} x {os.cpu_count()}"
 
 
 def _program_digest() -> str:

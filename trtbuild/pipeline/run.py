@@ -5,16 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from trtbuild.backends import backend
-from trtbuild.errors import BuildError, MissingBackendError, TrustError
+from trtbuild.errors import BuildError, TrustError
 from trtbuild.pipeline import recall
-from trtbuild.pipeline.context import Context
+from trtbuild.pipeline.context import working
 from trtbuild.pipeline.engines import Built, build_engine, profile_of
 from trtbuild.pipeline.memo import merged
 from trtbuild.pipeline.network import Network, cast, optimized, quantized
 from trtbuild.pipeline.source import export_source, open_data
-from trtbuild.pipeline.verification import accuracies, measured_on, timing, verification
-from trtbuild.report.document import EngineReport, Report, SkippedTarget, SourceReport
+from trtbuild.pipeline.verification import (
+    Race,
+    accuracies,
+    measured_on,
+    timing,
+    verification,
+)
+from trtbuild.report.document import (
+    EngineReport,
+    Finding,
+    Report,
+    SkippedTarget,
+    SourceReport,
+)
+from trtbuild.store import BlobLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +37,7 @@ if TYPE_CHECKING:
     from trtbuild.backends.scheme import Scheme
     from trtbuild.engine import Manifest, Precision, ShapeRange
     from trtbuild.graph import Graph
+    from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.source import Data, ExportedSource
     from trtbuild.pipeline.targets import Plan, Planned
     from trtbuild.pipeline.verification import Timing
@@ -29,6 +45,10 @@ if TYPE_CHECKING:
     from trtbuild.report.document import Verification
     from trtbuild.sources.dependencies import Dependencies
     from trtbuild.store import Store
+
+
+_ATTEMPTS = 3
+"""A store that loses files faster is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +71,10 @@ def run(work: Work) -> Report:
     Raises:
         TrtbuildError: anything that a user must correct; what was stored stays valid.
     """
-    with work.store.scratch() as folder:
-        context = Context(recipe=work.recipe, store=work.store, work=folder, say=work.say)
-        report, dependencies = _Run(context, work).report()
-    if not work.fresh:
-        question = recall.question_of(work.recipe, work.plan)
-        recall.remember(work.store, question, dependencies, report)
-    return report
+    report, dependencies = _whole(work, None)
+    question = recall.question_of(work.recipe, work.plan)
+    recall.remember(work.store, question, dependencies, report)
+    return _with_incidents(report, work.store)
 
 
 def verify(work: Work, manifest: Manifest) -> Report:
@@ -68,9 +85,32 @@ def verify(work: Work, manifest: Manifest) -> Report:
             of, so that its model or data are not what they were.
         TrtbuildError: as :func:`run`.
     """
-    with work.store.scratch() as folder:
-        context = Context(recipe=work.recipe, store=work.store, work=folder, say=work.say)
-        return _Run(context, work, manifest).report()[0]
+    return _with_incidents(_whole(work, manifest)[0], work.store)
+
+
+def _whole(
+    work: Work, manifest: Manifest | None, attempts: int = _ATTEMPTS
+) -> tuple[Report, Dependencies]:
+    """Return the report of a run, begun again where the store lost a file under its feet.
+
+    Such a file was set aside, so that its record is a miss now: all but that is found again.
+    """
+    try:
+        with working(work.recipe, work.store, work.say) as context:
+            return _Run(context, work, manifest).report()
+    except BlobLostError as error:
+        if attempts == 1:
+            raise
+        work.say(str(error))
+    return _whole(work, manifest, attempts - 1)
+
+
+def _with_incidents(report: Report, store: Store) -> Report:
+    """Add what the store got over. A remembered report has none: they happened once."""
+    found = (
+        Finding(stage="store", text=f"{each.path}: {each.reason}") for each in store.incidents
+    )
+    return msgspec.structs.replace(report, findings=(*report.findings, *found))
 
 
 class _Run:
@@ -126,6 +166,7 @@ class _Run:
         self, networks: dict[str, Network], profile: tuple[ShapeRange, ...]
     ) -> list[tuple[Built, Network]]:
         built = []
+        failed: list[BuildError] = []
         for planned in self._work.plan.planned:
             network = networks[_scheme(planned).name]
             try:
@@ -137,11 +178,11 @@ class _Run:
                     raise
                 reason = SkippedTarget(target=str(planned.target), reason=str(error))
                 self._skipped.append(reason)
+                failed.append(error)
                 continue
             built.append((engine, network))
         if not built:
-            reasons = "; ".join(f"{item.target}: {item.reason}" for item in self._skipped)
-            raise MissingBackendError(f"no target can be built: {reasons}")
+            raise failed[0]
         return built
 
     def _found(self, networks: dict[str, Network]) -> list[tuple[Built, Network]]:
@@ -183,7 +224,10 @@ class _Run:
                 baseline = None
                 if self._precision != "fp32":
                     baseline = build_engine(context, engine.planned, graph, profile, "fp32")
-                times = timing(context, data, graph, engine, baseline)
+                race = Race(
+                    engine=engine, baseline=baseline, data=data, graph=graph, profile=profile
+                )
+                times = timing(context, race, fresh=self._work.fresh)
             judged = verification(context, engine, accuracy, times, no_latency)
             reports.append(_engine_report(context, engine, judged))
         return reports

@@ -49,13 +49,16 @@ def plan_targets(recipe: Recipe, *, strict: bool) -> Plan:
 
     Raises:
         UsageError: a target names no backend.
-        RecipeError: a builder option is honored by none of the backends of the recipe.
+        RecipeError: a builder option is honored by none of the backends of the recipe, or its
+            precision is computed by one of them nowhere.
         MissingBackendError: no target can be built here.
     """
     planned: list[Planned] = []
     skipped: list[Skipped] = []
     wanted = recipe.build.targets or default_targets()
-    _check_options(recipe, {_split(word)[0] for word in wanted})
+    names = {_split(word)[0] for word in wanted}
+    _check_options(recipe, names)
+    _check_precision(recipe, names)
     for word in wanted:
         name, arch = _split(word)
         for found in backend(name).targets((arch,) if arch else ()):
@@ -103,6 +106,17 @@ def _split(word: str) -> tuple[str, str]:
             f"{', '.join(NAMES)}, alone or with an architecture (tensorrt-rtx:sm_89)"
         )
     return name, arch
+
+
+def _check_precision(recipe: Recipe, names: set[str]) -> None:
+    precision = recipe.quantization.precision
+    for name in sorted(names):
+        known = backend(name).PRECISIONS
+        if precision not in known:
+            raise RecipeError(
+                f"{recipe.name}: {name} computes nothing in {precision}: ask for "
+                f"{', '.join(known)}, or for another backend"
+            )
 
 
 def _check_options(recipe: Recipe, names: set[str]) -> None:

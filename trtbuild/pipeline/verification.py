@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from trtbuild.batches import rechunk
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
 from trtbuild.pipeline.network import judging
+from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
 from trtbuild.store import make_record
@@ -28,12 +29,16 @@ from trtbuild.verify.results import MetricEstimate, Speedup, TensorErrors
 if TYPE_CHECKING:
     from trtbuild.backends import Session
     from trtbuild.batches import Array, Metric
+    from trtbuild.engine import ShapeRange
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.engines import Built
     from trtbuild.pipeline.network import Network
     from trtbuild.pipeline.source import Data, ExportedSource
     from trtbuild.verify.accuracy import Candidate, Comparison
+
+_LOOKED_AT = 64
+"""Batches of calibration data among which one of the tuned shape is looked for."""
 
 VERSION = 1
 """Part of the key of measurements; raised when they start to mean something else."""
@@ -62,9 +67,12 @@ class Accuracy(Value, frozen=True, kw_only=True):
 
 
 class _LatencyKey(Value, frozen=True, kw_only=True):
+    """The keys stand beside the bytes, which may be equal for other profiles or libraries."""
+
+    engine_key: str
     engine_sha256: str
     baseline_sha256: str
-    evaluation_sha256: str
+    inputs_sha256: str
     machine: str
     plan: LatencyPlan
     version: int
@@ -116,16 +124,30 @@ def accuracies(
     return [known[name] for name in names]
 
 
-def timing(
-    context: Context, data: Data, graph: Graph, engine: Built, baseline: Built | None
-) -> Timing:
-    """Return the latency of an engine that runs here, against its baseline if it has one."""
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """An engine that runs here, its baseline if it has one, and what both are given.
+
+    ``graph`` is what was built from, ``profile`` the shapes that it was built for.
+    """
+
+    engine: Built
+    baseline: Built | None
+    data: Data
+    graph: Graph
+    profile: tuple[ShapeRange, ...]
+
+
+def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
+    """Return the latency of an engine against its baseline; ``fresh`` measures it again."""
     plan = LatencyPlan()
+    engine, baseline = race.engine, race.baseline
     key = _LatencyKey(
+        engine_key=engine.manifest.key,
         engine_sha256=engine.manifest.sha256,
         baseline_sha256=baseline.manifest.sha256 if baseline else "",
-        evaluation_sha256=data.info.calibration_sha256,
-        machine=_machine(),
+        inputs_sha256=race.data.info.calibration_sha256,
+        machine=machine(),
         plan=plan,
         version=VERSION,
     )
@@ -134,7 +156,7 @@ def timing(
         sessions = {"engine": _device_session(context, engine)}
         if baseline is not None:
             sessions["baseline"] = _device_session(context, baseline)
-        found = measure(sessions, _latency_inputs(context, data, graph), plan)
+        found = measure(sessions, _latency_inputs(race), plan)
         other = found.get("baseline")
         return Timing(
             latency=summarize(found["engine"]),
@@ -143,6 +165,12 @@ def timing(
         )
 
     name = f"time {engine.planned.target}"
+    if fresh:
+        started = time.perf_counter()
+        context.say(name)
+        times = make()
+        context.log(name, digest("report/v1", key), started, cached=False)
+        return times
     return context.remembered(name, "report", key, Timing, make)
 
 
@@ -190,7 +218,7 @@ def _accuracy_key(
         fused=network.fused,
         source_key=source.key,
         evaluation_sha256=data.info.evaluation_sha256,
-        metric_sha256=data.info.code_sha256,
+        metric_sha256=data.info.metric_sha256,
         judged=len(network.rows) > 1,
         runtime=f"onnxruntime {version('onnxruntime')}",
         version=VERSION,
@@ -242,15 +270,24 @@ def _device_session(context: Context, built: Built) -> Session:
     )
 
 
-def _latency_inputs(context: Context, data: Data, graph: Graph) -> dict[str, Array]:
-    """Return one batch of real inputs, of the profile's ``opt`` batch size where it has one."""
-    names = [spec.name for spec in graph.inputs]
-    wanted = {
-        item.input: item.opt[0] for item in context.recipe.build.shape_ranges() if item.opt
-    }
-    fixed = [spec.shape[0] for spec in graph.inputs if spec.shape]
-    size = next((n for n in (*wanted.values(), *fixed) if isinstance(n, int)), 1)
-    batch = dict(next(rechunk(calibration(data, graph), names, size)))
+def _latency_inputs(race: Race) -> dict[str, Array]:
+    """Return one batch of real inputs, of the profile's ``opt`` shapes where the data has them.
+
+    Where it has other shapes, as sequences may, it is the first batch of ``opt``'s size.
+    """
+    names = [spec.name for spec in race.graph.inputs]
+    tuned = {item.input: item.opt for item in race.profile if item.opt}
+    fixed = [spec.shape[0] for spec in race.graph.inputs if spec.shape]
+    sizes = (*(shape[0] for shape in tuned.values()), *fixed)
+    size = next((n for n in sizes if isinstance(n, int)), 1)
+    batches = rechunk(calibration(race.data, race.graph), names, size)
+    looked_at = list(itertools.islice(batches, _LOOKED_AT))
+    fitting = (
+        batch
+        for batch in looked_at
+        if all(batch[name].shape[1:] == shape[1:] for name, shape in tuned.items())
+    )
+    batch = dict(next(fitting, looked_at[0]))
     lengths = {array.shape[:1] for array in batch.values()}
     if len(lengths) == 1 and lengths not in ({()}, {(size,)}):
         # Fewer samples than the batch: repeat them, since time does not depend on values.
@@ -258,13 +295,3 @@ def _latency_inputs(context: Context, data: Data, graph: Graph) -> dict[str, Arr
             name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()
         }
     return batch
-
-
-def _machine() -> str:
-    """Return what distinguishes this machine for timings: processor model and count."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
-    models = [
-        line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
-    ]
-    return f"{models[0] if models else 'unknown'} x {os.cpu_count()}"

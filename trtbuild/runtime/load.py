@@ -42,11 +42,22 @@ def load(engine: str | Path, store: str = "") -> Session:
     reason = module.cannot_run(target)
     if reason:
         raise TrustError(f"engine {key[:12]} for {target} cannot run here: {reason}")
+    check_version(manifest)
+    return module.open_session(opened.read(manifest.sha256), target)
+
+
+def check_version(manifest: Manifest) -> None:
+    """Refuse an engine of another version of its library than the one installed here.
+
+    Raises:
+        MissingBackendError: the library is not installed.
+        TrustError: it has another version.
+    """
+    target = manifest.preimage.target
     built_with = manifest.preimage.fingerprint.version
     installed = backend(target.backend).fingerprint(target).version
     if installed != built_with:
         raise TrustError(
-            f"engine {key[:12]} was built with {target.backend} {built_with}, here is "
+            f"engine {manifest.key[:12]} was built with {target.backend} {built_with}, here is "
             f"{installed}: build it again with this version, or install that one"
         )
-    return module.open_session(opened.read(manifest.sha256), target)
