@@ -63,6 +63,9 @@ class Backend(Protocol):
     OPTIONS: Mapping[str, Setting]
     """The builder settings it honors, with their defaults."""
 
+    PRECISIONS: tuple[Precision, ...]
+    """The precisions that it has kernels for, on some processor or GPU."""
+
     SCHEME: Scheme
     """How it wants Q/DQ."""
 

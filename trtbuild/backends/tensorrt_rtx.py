@@ -28,6 +28,8 @@ OPTIONS: Mapping[str, Setting] = {"optimization_level": 3, "workspace_mib": 4096
 engines are for has: an engine could need scratch memory that its device lacks. 4 GiB leaves
 half of an 8 GiB card to weights and activations, and makes the bound a part of the key."""
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+
 SCHEME = Scheme(
     name="tensorrt-rtx-s8",
     activation="int8",
