@@ -28,7 +28,7 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
     quiet: QuietOption = False,
 ) -> None:
     """Measure the ranges of a model's tensors in one pass, with every method's threshold."""
-    from trtbuild.cli.output import print_json, speaker
+    from trtbuild.cli.output import prepare, print_json, speaker, writing
     from trtbuild.cli.request import Arguments, recipe_of
     from trtbuild.pipeline.partial import Part
     from trtbuild.pipeline.partial import calibrate as run
@@ -38,9 +38,11 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
     from trtbuild.store import Store
 
     recipe = recipe_of(source, Arguments(calibration=calibration, shape=tuple(shape or ())))
+    prepare(out, "--out")
     found = run(Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet)))
     if out is not None:
-        save_ranges(found.ranges, out)
+        with writing(out, "--out"):
+            save_ranges(found.ranges, out)
     if as_json:
         print_json({"sha256": found.sha256, "tensors": found.rows})
         return

@@ -85,7 +85,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     quiet: QuietOption = False,
 ) -> None:
     """Build, store and verify the engines of a model or recipe."""
-    from trtbuild.cli.output import finish, speaker
+    from trtbuild.cli.output import finish, prepare, speaker
     from trtbuild.cli.request import Arguments, is_strict, recipe_of
     from trtbuild.pipeline.job import build_recipe
 
@@ -103,8 +103,10 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         optimization_level=optimization_level,
         workspace_mib=workspace_mib,
     )
+    recipe = recipe_of(source, arguments)
+    prepare(markdown, "--markdown")
     report = build_recipe(
-        recipe_of(source, arguments),
+        recipe,
         store,
         strict=is_strict(arguments),
         say=speaker(quiet=quiet),

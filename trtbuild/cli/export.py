@@ -21,7 +21,7 @@ def export(  # noqa: PLR0913  one parameter per option is how Typer works
     quiet: QuietOption = False,
 ) -> None:
     """Export a model to ONNX and compare it with its framework on real inputs."""
-    from trtbuild.cli.output import print_json, speaker
+    from trtbuild.cli.output import prepare, print_json, speaker, writing
     from trtbuild.cli.request import Arguments, recipe_of
     from trtbuild.pipeline.partial import Part, describe
     from trtbuild.pipeline.partial import export as run
@@ -29,7 +29,10 @@ def export(  # noqa: PLR0913  one parameter per option is how Typer works
 
     recipe = recipe_of(source, Arguments(calibration=calibration, shape=tuple(shape or ())))
     part = Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet))
-    found = run(part, out or Path(f"{recipe.name}.onnx"))
+    path = out or Path(f"{recipe.name}.onnx")
+    prepare(path, "--out")
+    with writing(path, "--out"):
+        found = run(part, path)
     if as_json:
         print_json(
             {

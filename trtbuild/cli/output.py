@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import typer
 
+from trtbuild.errors import UsageError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from trtbuild.report.document import Report
@@ -39,6 +44,37 @@ def speaker(*, quiet: bool) -> Callable[[str], None]:
     return say
 
 
+@contextlib.contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """Tell a failure to write ``path``, which ``option`` named, in one sentence.
+
+    Raises:
+        UsageError: instead of any OSError of the body.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{option} {path}: cannot be written: {error.strerror or error}. Give another path"
+        ) from error
+
+
+def prepare(path: Path | None, option: str) -> None:
+    """Make the folder of a file to be written, and refuse before any work if it cannot be.
+
+    Raises:
+        UsageError: the folder cannot be made or written to, or the path is a folder.
+    """
+    if path is None:
+        return
+    with writing(path, option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def print_json(value: object) -> None:
     """Print a plain value as one indented JSON document."""
     import msgspec
@@ -53,7 +89,8 @@ def finish(report: Report, *, as_json: bool, markdown: Path | None) -> None:
     if markdown is not None:
         from trtbuild.report.markdown import to_markdown
 
-        markdown.write_text(to_markdown(report), encoding="utf-8")
+        with writing(markdown, "--markdown"):
+            markdown.write_text(to_markdown(report), encoding="utf-8")
     if as_json:
         typer.echo(to_json(report), nl=False)
     else:

@@ -59,17 +59,14 @@ def recipe_of(source: str, arguments: Arguments) -> Recipe:
     quantization = _quantization(recipe.quantization, arguments)
     changes = {
         "targets": _targets(arguments) or recipe.build.targets,
-        "profiles": {**recipe.build.profiles, **dict(map(_profile, arguments.shape))},
+        "profiles": {**recipe.build.profiles, **_profiles(arguments.shape)},
         "options": {**recipe.build.options, **_options(arguments)},
     }
     try:
         build = msgspec.convert({**msgspec.to_builtins(recipe.build), **changes}, Build)
     except msgspec.ValidationError as error:
         raise UsageError(f"--shape: {error}") from error
-    gates = Gates(
-        max_drop=_first(arguments.max_drop, recipe.gates.max_drop),
-        min_speedup=_first(arguments.min_speedup, recipe.gates.min_speedup),
-    )
+    gates = _gates(recipe.gates, arguments)
     return msgspec.structs.replace(recipe, quantization=quantization, build=build, gates=gates)
 
 
@@ -121,6 +118,19 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
         raise RecipeError(f"{error}. Use --calibration PROVIDER.py|FILE.npz|FOLDER") from error
 
 
+def _gates(table: Gates, arguments: Arguments) -> Gates:
+    limits = {
+        "max_drop": _first(arguments.max_drop, table.max_drop),
+        "min_speedup": _first(arguments.min_speedup, table.min_speedup),
+    }
+    try:
+        return msgspec.convert(limits, Gates)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        option = "--" + place.rstrip("`").replace("_", "-")
+        raise UsageError(f"{option}: {reason}") from error
+
+
 def _targets(arguments: Arguments) -> tuple[str, ...]:
     name = arguments.backend or "auto"
     if name not in _BACKENDS:
@@ -134,6 +144,18 @@ def _backend_for(name: str, arch: str) -> str:
     if name != "auto":
         return name
     return "tensorrt-rtx" if arch.startswith("sm_") else "onnxruntime"
+
+
+def _profiles(texts: tuple[str, ...]) -> dict[str, Profile]:
+    profiles: dict[str, Profile] = {}
+    for text in texts:
+        name, profile = _profile(text)
+        if name in profiles:
+            raise UsageError(
+                f"--shape {text}: input {name!r} has a profile already; an engine has one"
+            )
+        profiles[name] = profile
+    return profiles
 
 
 def _profile(text: str) -> tuple[str, Profile]:

@@ -27,10 +27,11 @@ def verify(  # noqa: PLR0913  one parameter per option is how Typer works
     quiet: QuietOption = False,
 ) -> None:
     """Compare an engine of the store with its framework, time it, and judge its gates."""
-    from trtbuild.cli.output import finish, speaker
+    from trtbuild.cli.output import finish, prepare, speaker
     from trtbuild.pipeline.job import verify_engine
     from trtbuild.recipe import load_recipe
 
+    prepare(markdown, "--markdown")
     given = load_recipe(recipe) if recipe else None
     report = verify_engine(engine, store, given, say=speaker(quiet=quiet))
     finish(report, as_json=as_json, markdown=markdown)

@@ -13,6 +13,7 @@ from trtbuild.pipeline.network import measured, optimized
 from trtbuild.pipeline.source import export_source, open_data
 from trtbuild.quantization.methods import METHODS, amax
 from trtbuild.quantization.thresholds import INT8_STEPS
+from trtbuild.sources import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,11 +67,15 @@ def export(part: Part, out: Path) -> Exported:
     """Export the model to ``out`` and compare it with the framework on real inputs.
 
     Raises:
+        UsageError: ``out`` is the model's own file.
         ExportError: it cannot be exported, or the export computes something else.
+        OSError: ``out`` cannot be written.
     """
+    original = absolute(part.recipe.source.location, part.recipe.folder)
+    if out.exists() and original.exists() and out.samefile(original):
+        raise UsageError(f"{out} is the model itself: give another path with --out")
     with working(part.recipe, part.store, part.say) as context:
         source = export_source(context, open_data(context))
-        out.parent.mkdir(parents=True, exist_ok=True)
         graph = save_model(load_model(source.graph.path), out)
     findings = tuple(finding.text for finding in context.findings)
     return Exported(graph=read_graph(graph.path), parity=source.parity, findings=findings)
