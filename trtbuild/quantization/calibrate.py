@@ -102,6 +102,8 @@ def _run(session: Session, chunk: Mapping[str, Array], size: int) -> dict[str, A
     arithmetic of every sample the same. Tensors that do not have the samples along their first
     axis come from a run of the short chunk, unless the model has one batch size only.
     """
+    if not session.outputs:
+        return {}
     lengths = {array.shape[:1] for array in chunk.values()}
     if len(lengths) != 1 or lengths == {()} or _samples(chunk) >= size:
         return session.run(chunk)

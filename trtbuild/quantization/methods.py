@@ -70,8 +70,8 @@ def _entropy(statistics: TensorStatistics, steps: float) -> float:
     TensorRT's algorithm (S. Migacz, "8-bit Inference with TensorRT", GTC 2017) over 2,048
     bins: clipped values are added to the last bin kept, the kept bins are merged into 128
     levels, and each level is spread over those of its bins that were not empty. Every eighth
-    threshold and the largest are tried, then all between the neighbors of the best. ``steps`` does not matter:
-    the algorithm is defined for 128 levels.
+    threshold and the largest are tried, then all between the neighbors of the best. ``steps``
+    does not matter: the algorithm is defined for 128 levels.
     """
     del steps
     counts = statistics.counts.astype(np.float64)
