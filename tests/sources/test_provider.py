@@ -147,7 +147,6 @@ def test_batches_that_are_wrong_are_told_with_function_and_number(
     [
         ("return outputs['nothing']", "KeyError"),
         ("return 0.5", "[n]"),
-        ("return np.array([np.nan])", "NaN"),
         ("return 'good'", "str"),
     ],
 )
@@ -159,6 +158,16 @@ def test_a_metric_that_is_wrong_is_a_data_error(body: str, part: str, tmp_path: 
     with pytest.raises(DataError, match=r"data\.py: metric") as caught:
         metric.score({}, {})
     assert part in str(caught.value)
+
+
+def test_a_score_that_is_no_number_is_left_to_the_gate(tmp_path: Path) -> None:
+    code = GOOD.replace(
+        'return outputs["scores"] == batch["label"]', "return np.array([np.nan])"
+    )
+    (tmp_path / "data.py").write_text(code)
+    metric = load_provider("data.py", tmp_path, None).metric
+    assert metric is not None
+    assert np.isnan(metric.score({}, {})).all()
 
 
 def text_file(folder: Path) -> str:

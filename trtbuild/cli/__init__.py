@@ -17,6 +17,9 @@ from trtbuild.cli.nightly import nightly
 from trtbuild.cli.verify import verify
 from trtbuild.errors import TrtbuildError
 
+_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
 app = typer.Typer(
     name="trtbuild",
     help="Turn a model in its own framework into a tested, cached inference engine.",
@@ -62,6 +65,7 @@ def main() -> None:
     except TrtbuildError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  the command line's own output
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; what was stored stays valid", file=sys.stderr)  # noqa: T201  as above
-        sys.exit(130)
+    except SystemExit as leaving:  # Typer has turned KeyboardInterrupt into it
+        if leaving.code == _INTERRUPTED:
+            print("interrupted; what was stored stays valid", file=sys.stderr)  # noqa: T201  as above
+        raise

@@ -203,6 +203,8 @@ def _reference_scores(
 def _scores(metric: Metric, outputs: Outputs, batch: Batch, number: int) -> Scores:
     try:
         scores = np.asarray(metric.score(outputs, batch))
+    except DataError as error:
+        raise DataError(f"evaluation batch {number}: {error}") from error
     except Exception as error:  # a metric is the user's code: it may raise anything
         message = (
             f"{_named(metric)} raised {type(error).__name__} in batch {number}: {error}. "
