@@ -68,8 +68,13 @@ MOVED_CORNERS = (
     CORNERS + np.array([[18, 12], [-25, 6], [-10, -20], [22, -9]]),
     CORNERS + np.array([[60, 10], [8, 48], [-50, -6], [-6, -44]]),
     CORNERS + np.array([[70, 45], [-20, 20], [-64, -38], [40, -62]]),
+    CORNERS + np.array([[-14, 20], [10, -16], [24, 8], [-18, 14]]),
+    CORNERS + np.array([[10, 52], [-44, 4], [-8, -50], [56, -8]]),
+    CORNERS + np.array([[30, -24], [-72, 40], [18, -60], [-26, 44]]),
 )
-"""Where each homography puts the corners (x, y): a tilt, a turn, a stronger perspective."""
+"""Where each homography puts the corners (x, y): tilt, turn, strong perspective; twice."""
+
+VIEWS_PER_BATCH = 3
 
 TOLERANCE_PX = 3.0
 FEATURES = 4096
@@ -150,41 +155,45 @@ def photograph(name: str) -> npt.NDArray[np.float64]:
 
 
 def homographies() -> npt.NDArray[np.float64]:
-    """Return [3, 3, 3]: matrices from pixels (x, y, 1) of a photograph to its views'."""
+    """Return [6, 3, 3]: matrices from pixels (x, y, 1) of a photograph to its views'."""
     return np.stack([_homography(moved) for moved in MOVED_CORNERS])
 
 
-def views(name: str) -> npt.NDArray[np.float32]:
-    """Return [4, 3, 288, 384]: a photograph, and the three views of it."""
+def views(name: str, matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Return [1 + n, 3, 288, 384]: a photograph, and its views by n homographies [n, 3, 3]."""
     original = photograph(name)
-    warped = [
-        transform.warp(original, np.linalg.inv(matrix), order=1) for matrix in homographies()
-    ]
+    warped = [transform.warp(original, np.linalg.inv(matrix), order=1) for matrix in matrices]
     images = np.stack([original, *warped]).astype(np.float32)
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def calibration_batches() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """Yield the four images of each of eight photographs that are not evaluated on."""
+    """Yield eight photographs that are not evaluated on, each with three views."""
     for name in CALIBRATION:
-        yield {"images": views(name)}
+        yield {"images": views(name, homographies()[:VIEWS_PER_BATCH])}
 
 
-def evaluation_batches() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """Yield the four images of each of ten photographs."""
+def evaluation_batches() -> Iterator[dict[str, npt.NDArray[np.generic]]]:
+    """Yield ten photographs, each twice: with three views, then with three others.
+
+    ``homographies`` [3, 3, 3] are those of the batch, for the metric.
+    """
     for name in EVALUATION:
-        yield {"images": views(name)}
+        for start in range(0, len(MOVED_CORNERS), VIEWS_PER_BATCH):
+            chosen = homographies()[start : start + VIEWS_PER_BATCH]
+            yield {"images": views(name, chosen), "homographies": chosen}
 
 
 def metric(
     outputs: Mapping[str, npt.NDArray[np.float32]],
-    batch: Mapping[str, npt.NDArray[np.float32]],
+    batch: Mapping[str, npt.NDArray[np.generic]],
 ) -> npt.NDArray[np.float64]:
     """Return, per view of the batch's photograph, the share of right matches: shape [3].
 
     A match is a pair of features that are each other's nearest neighbor; it is right when it
     lands within 3 pixels of where the homography puts it. A view without matches scores 0.
     """
+    matrices = np.asarray(batch["homographies"], np.float64)
     maps = [
         torch.from_numpy(outputs[name]) for name in ("descriptors", "keypoints", "reliability")
     ]
@@ -195,7 +204,7 @@ def metric(
     return np.array(
         [
             share(found[0], view, torch.from_numpy(matrix).float())
-            for view, matrix in zip(found[1:], homographies(), strict=True)
+            for view, matrix in zip(found[1:], matrices, strict=True)
         ]
     )
 

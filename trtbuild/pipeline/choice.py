@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtbuild.verify.bootstrap import estimate
+from trtbuild.quantization.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 HELD_OUT_EVERY = 4
 """Every fourth evaluation batch chooses the method; the others judge the engine."""
+
+PLAIN_MAX = METHODS[0]
+
+GUARD_DB = 0.5
+"""How far below plain max a method may fall and still be chosen."""
+
+VERSION = 2
+"""Part of the key of a choice; raised when the rule changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +52,21 @@ def trial(method: str, candidate: Candidate) -> Trial:
 
 
 def choose(trials: Sequence[Trial], metric: Metric | None) -> Trial:
-    """Return the trial to use.
+    """Return the trial to use: the best on the metric that does not damage the outputs.
 
-    With a metric: of those that the data cannot tell from the best (the paired 95 % interval
-    of their drop below it contains 0), the one of the highest SQNR, since a handful of units
-    more or less right is chance. Without a metric: the highest SQNR. Of equals the first.
+    A method whose SQNR is more than 0.5 dB below that of plain max (or, where max was not
+    tried, of the best method) is out, whatever the metric says: held-out data is small, and
+    luck would choose a method that clips too hard. Of the others the best mean score wins, of
+    equal scores, and without a metric, the highest SQNR, of equals the first.
     """
-    usable = [each for each in trials if each.metric is not None]
+    plain = [each.sqnr_db for each in trials if each.method == PLAIN_MAX]
+    floor = (plain[0] if plain else max(each.sqnr_db for each in trials)) - GUARD_DB
+    sound = [each for each in trials if each.sqnr_db >= floor]
+    usable = [each for each in sound if each.metric is not None]
     if metric is None or not usable:
-        return max(trials, key=lambda each: each.sqnr_db)
+        return max(sound, key=lambda each: each.sqnr_db)
     sign = 1.0 if metric.higher_is_better else -1.0
-    best = max(usable, key=lambda each: sign * (each.metric or 0.0))
-    close = [each for each in usable if _indistinguishable(best, each, metric)]
-    return max(close, key=lambda each: each.sqnr_db)
-
-
-def _indistinguishable(best: Trial, other: Trial, metric: Metric) -> bool:
-    found = estimate(best.scores, other.scores, higher_is_better=metric.higher_is_better)
-    return found.drop is not None and found.drop.low <= 0.0
+    return max(usable, key=lambda each: (sign * (each.metric or 0.0), each.sqnr_db))
 
 
 def _sqnr(sqnr_db: float | None, max_abs: float) -> float:

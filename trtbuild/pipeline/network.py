@@ -16,7 +16,8 @@ from trtbuild.engine import Value
 from trtbuild.errors import BuildError, RecipeError
 from trtbuild.graph import optimize as optimizer
 from trtbuild.graph.model import load_model
-from trtbuild.pipeline.choice import HELD_OUT_EVERY, choose, trial
+from trtbuild.pipeline.choice import HELD_OUT_EVERY, PLAIN_MAX, choose, trial
+from trtbuild.pipeline.choice import VERSION as RULE
 from trtbuild.pipeline.ranges import ranges_for, ranges_of
 from trtbuild.pipeline.source import evaluation
 from trtbuild.quantization import casting
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from trtbuild.quantization.ranges import Ranges
     from trtbuild.quantization.thresholds import Thresholds
     from trtbuild.verify.accuracy import Candidate
+
+_NAIVE = f"{PLAIN_MAX}, no node kept"
+"""The row of the calibration table that shows what keep_float is for."""
 
 _TRIAL_BYTES = 1 << 30
 """Models that are tried at the same time, by the size of their files in all."""
@@ -73,11 +77,20 @@ class _ChoiceKey(Value, frozen=True, kw_only=True):
     metric_sha256: str
     runtime: str
     version: int
+    rule: int
 
 
 class _Choice(Value, frozen=True, kw_only=True):
     method: str
     rows: tuple[CalibrationRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Naive:
+    """Quantization as it would be with every node quantized by plain max."""
+
+    placement: Placement
+    intervals: Thresholds
 
 
 class _NetworkKey(Value, frozen=True, kw_only=True):
@@ -262,9 +275,17 @@ class _Quantizing:
             method: thresholds(ranges, self._placement.observed, method, self._scheme)
             for method in methods
         }
-        choice = self._choice(intervals)
+        choice = self._choice(intervals, self._nothing_kept(ranges))
         graph = self._written(intervals[choice.method])
         return Network(graph=graph, twin=graph, fused=self._fused, rows=choice.rows)
+
+    def _nothing_kept(self, ranges: Ranges) -> _Naive | None:
+        """Return plain max on every node, to show what keep_float is for; None without it."""
+        if not self._context.recipe.quantization.keep_float:
+            return None
+        placement = quantizer.placement_of(self._graph, self._scheme, ())
+        values = thresholds(ranges, placement.observed, PLAIN_MAX, self._scheme)
+        return _Naive(placement=placement, intervals=values)
 
     def _written(self, intervals: Thresholds) -> Graph:
         key = _NetworkKey(
@@ -284,7 +305,7 @@ class _Quantizing:
     def _quantize(self, intervals: Thresholds, out: Path) -> Graph:
         return quantizer.quantize(self._graph, self._placement, intervals, self._scheme, out)
 
-    def _choice(self, intervals: dict[str, Thresholds]) -> _Choice:
+    def _choice(self, intervals: dict[str, Thresholds], naive: _Naive | None) -> _Choice:
         if len(intervals) == 1:
             method = next(iter(intervals))
             row = CalibrationRow(
@@ -302,13 +323,14 @@ class _Quantizing:
             metric_sha256=self._data.info.metric_sha256,
             runtime=f"onnxruntime {version('onnxruntime')}",
             version=quantizer.VERSION,
+            rule=RULE,
         )
         name = f"choose method for {self._scheme.name}"
         return self._context.remembered(
-            name, "choice", key, _Choice, lambda: self._try(intervals)
+            name, "choice", key, _Choice, lambda: self._try(intervals, naive)
         )
 
-    def _try(self, intervals: dict[str, Thresholds]) -> _Choice:
+    def _try(self, intervals: dict[str, Thresholds], naive: _Naive | None) -> _Choice:
         """Quantize with every method, and run them all against the unquantized graph."""
         with self._context.store.scratch() as folder:
             same: dict[str, list[str]] = {}
@@ -318,6 +340,14 @@ class _Quantizing:
                 names[0]: self._quantize(intervals[names[0]], folder / f"{names[0]}.onnx")
                 for names in same.values()
             }
+            if naive is not None:
+                graphs[_NAIVE] = quantizer.quantize(
+                    self._graph,
+                    naive.placement,
+                    naive.intervals,
+                    self._scheme,
+                    folder / "naive.onnx",
+                )
             reference = open_graph(self._graph.path, fused=True)
             metric = self._data.provider.metric
             found: dict[str, Candidate] = {}
@@ -332,6 +362,7 @@ class _Quantizing:
         twins = {name: names[0] for names in same.values() for name in names}
         trials = [trial(method, found[twins[method]]) for method in intervals]
         chosen = choose(trials, metric)
+        trials += [trial(_NAIVE, found[_NAIVE])] if naive is not None else []
         rows = tuple(
             CalibrationRow(
                 method=each.method,
