@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -254,6 +255,17 @@ def test_every_kind_of_product_stays_close(
         got = open_graph(result.path, fused=fused).run({"x": x})["y"]
         assert models.sqnr_db(expected, got) > 30
     assert bool(placement.nodes) == ("Transpose" not in text)
+
+
+def test_codes_around_zero_do_not_stand_for_a_relu(graph: Graph) -> None:
+    """They keep negative values: the Relu must stay where a scheme is symmetric."""
+    scheme = msgspec.structs.replace(tensorrt_rtx.SCHEME, requantize_outputs=("Conv",))
+    result = networks.quantized(graph, scheme, networks.images(32))
+    assert "Relu" in models.operators(result.path)
+    feeds = {"x": networks.images(4, seed=1)}
+    expected, got = models.run(graph.path, feeds), models.run(result.path, feeds)
+    assert models.sqnr_db(expected["y"], got["y"]) > 20
+    assert got["middle"].min() == 0
 
 
 @SCHEMES
