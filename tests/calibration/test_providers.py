@@ -25,8 +25,10 @@ RECIPES = sorted(path.stem for path in (ROOT / "engines").glob("*.toml"))
 
 # What PyTorch 2.13.0 computed on an x86-64 processor, and how far other kernels may move it:
 # two images of 1,488, and about as little elsewhere.
-MEASURED = {"digits": (0.9872, 0.0014), "minilm": (0.9155, 0.004), "xfeat": (0.7093, 0.004)}
-UNITS = {"digits": 1488, "minilm": 320, "xfeat": 30}
+MEASURED = {"digits": (0.9872, 0.0014), "minilm": (0.9155, 0.004), "xfeat": (0.7023, 0.004)}
+UNITS = {"digits": 1488, "minilm": 320, "xfeat": 60}
+REPEATED = {"xfeat": 10}
+"""Samples that stand in two batches: each photograph, with other views of it."""
 
 
 def recipe_of(name: str) -> Recipe:
@@ -59,7 +61,7 @@ def test_calibration_and_evaluation_share_no_sample(name: str) -> None:
     inputs = tuple(profile.input for profile in recipe_of(name).build.shape_ranges())
     calibration, evaluation = (samples(batches, inputs) for batches in batches_of(name))
     assert not set(calibration) & set(evaluation)
-    assert len(set(evaluation)) == len(evaluation)
+    assert len(set(evaluation)) == len(evaluation) - REPEATED.get(name, 0)
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -125,11 +127,13 @@ def test_matches_of_unrelated_photographs_are_wrong() -> None:
     recipe = recipe_of("xfeat")
     assert provider.metric is not None
     session = source("torch").reference(recipe.source.location, recipe.folder)
-    first, second = batches_of("xfeat")[1][:2]
-    mixed = {"images": np.concatenate([first["images"][:1], second["images"][1:]])}
-    assert provider.metric.score(session.run(mixed), mixed).max() < 0.05
+    batches = batches_of("xfeat")[1]
+    first, other = batches[0], batches[2]
+    mixed = {**first, "images": np.concatenate([first["images"][:1], other["images"][1:]])}
+    images = {"images": mixed["images"]}
+    assert provider.metric.score(session.run(images), mixed).max() < 0.05
     own = {"images": first["images"]}
-    assert provider.metric.score(session.run(own), own).min() > 0.7
+    assert provider.metric.score(session.run(own), first).min() > 0.7
 
 
 def scored(name: str, outputs: Outputs, batch: Batch) -> list[float]:
