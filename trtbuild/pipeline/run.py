@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from trtbuild.store import Store
 
 
-_ATTEMPTS = 3
-"""A store that loses files faster is broken."""
+_ATTEMPTS = 16
+"""More than a run has stages: each may find its file damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
