@@ -20,11 +20,11 @@ COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def count_macs(graph: Graph, shapes: tuple[ShapeRange, ...]) -> dict[str, int]:
     """Return multiply-accumulates of one call by node name, at the ``opt`` shapes.
 
-    A dynamic axis without a profile counts as 1. Nodes whose shapes inference cannot tell are
-    left out.
+    A dynamic axis without a profile counts as 1. Nodes whose shapes inference cannot tell, or
+    that the shapes contradict, are left out.
 
     Raises:
-        BuildError: the shapes contradict the graph.
+        BuildError: inference fails altogether.
     """
     proto = onnx.load(graph.path, load_external_data=False)
     chosen = {item.input: item.opt for item in shapes}
