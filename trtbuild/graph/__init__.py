@@ -10,7 +10,7 @@ from pathlib import Path
 from trtbuild.engine import TensorSpec, Value
 
 
-class Graph(Value, frozen=True):
+class Graph(Value, frozen=True, kw_only=True):
     """An ONNX file, the digest of its content, and its typed inputs and outputs.
 
     ``path`` is not part of the identity; ``sha256`` is: equal content has equal digests
