@@ -21,6 +21,12 @@ def verify(  # noqa: PLR0913  one parameter per option is how Typer works
         Path | None,
         typer.Option("--recipe", help="Model, data, gates (default: its first recipe)."),
     ] = None,
+    save_outputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-outputs", metavar="FILE", help="Polygraphy run results, one batch."
+        ),
+    ] = None,
     markdown: MarkdownOption = None,
     store: StoreOption = "",
     as_json: JsonOption = False,
@@ -33,5 +39,7 @@ def verify(  # noqa: PLR0913  one parameter per option is how Typer works
 
     prepare(markdown, "--markdown")
     given = load_recipe(recipe) if recipe else None
-    report = verify_engine(engine, store, given, say=speaker(quiet=quiet))
+    prepare(save_outputs, "--save-outputs")
+    say = speaker(quiet=quiet)
+    report = verify_engine(engine, store, given, say=say, outputs=save_outputs)
     finish(report, as_json=as_json, markdown=markdown)

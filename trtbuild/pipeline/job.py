@@ -20,6 +20,7 @@ from trtbuild.store import Store, find_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trtbuild.recipe import Recipe
     from trtbuild.report.document import Report
@@ -69,11 +70,13 @@ def verify_engine(
     recipe: Recipe | None = None,
     *,
     say: Callable[[str], None] = quiet,
+    outputs: Path | None = None,
 ) -> Report:
     """Measure an engine of the store anew and return the report, gates judged.
 
     ``recipe`` says where model and data are; without it, it is the one the engine was built
-    for first.
+    for first. ``outputs`` is a file to write what framework and engine compute of one batch
+    to, as Polygraphy run results.
 
     Raises:
         TrtbuildError: anything that a user must correct.
@@ -103,5 +106,5 @@ def verify_engine(
     from trtbuild.pipeline.run import Work, verify
 
     plan = Plan(planned=(planned,), skipped=())
-    work = Work(recipe=given, plan=plan, store=opened, say=say, fresh=True)
+    work = Work(recipe=given, plan=plan, store=opened, say=say, fresh=True, outputs=outputs)
     return verify(work, manifest)

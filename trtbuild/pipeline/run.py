@@ -21,6 +21,7 @@ from trtbuild.pipeline.verification import (
     measured_on,
     timing,
     verification,
+    write_outputs,
 )
 from trtbuild.report.document import (
     EngineReport,
@@ -33,6 +34,7 @@ from trtbuild.store import BlobLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trtbuild.backends.scheme import Scheme
     from trtbuild.engine import Manifest, Precision, ShapeRange
@@ -53,13 +55,17 @@ _ATTEMPTS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What to do, for :func:`run`; ``fresh`` measures again what was measured before."""
+    """What to do, for :func:`run`; ``fresh`` measures again what was measured before.
+
+    ``outputs`` is where the outputs of the first engine and the framework go, if anywhere.
+    """
 
     recipe: Recipe
     plan: Plan
     store: Store
     say: Callable[[str], None]
     fresh: bool = False
+    outputs: Path | None = None
 
 
 def run(work: Work) -> Report:
@@ -215,6 +221,8 @@ class _Run:
                 )
                 for engine, _ in built
             ]
+        if self._work.outputs is not None:
+            write_outputs(context, source, data, built[0], self._work.outputs)
         found = accuracies(context, source, data, built, fresh=self._work.fresh)
         reports = []
         for (engine, _), accuracy in zip(built, found, strict=True):

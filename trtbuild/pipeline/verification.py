@@ -24,9 +24,12 @@ from trtbuild.verify.accuracy import compare
 from trtbuild.verify.bootstrap import estimate
 from trtbuild.verify.gates import Evidence, judge
 from trtbuild.verify.latency import LatencyPlan, measure, speedup
+from trtbuild.verify.outputs import save_outputs
 from trtbuild.verify.results import MetricEstimate, Speedup, TensorErrors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trtbuild.backends import Session
     from trtbuild.batches import Array, Metric
     from trtbuild.engine import ShapeRange
@@ -208,6 +211,23 @@ def verification(
     )
 
 
+def write_outputs(
+    context: Context,
+    source: ExportedSource,
+    data: Data,
+    engine: tuple[Built, Network],
+    path: Path,
+) -> None:
+    """Write what framework and engine compute of the first judging batch, for Polygraphy."""
+    built, network = engine
+    batch = next(judging(data, source.graph, network))
+    sessions = {
+        "framework": reference_session(context, source.graph),
+        f"{built.planned.target} ({measured_on(built)})": _subject(context, built, network),
+    }
+    save_outputs(sessions, batch, path)
+
+
 def _accuracy_key(
     source: ExportedSource, data: Data, built: Built, network: Network
 ) -> _AccuracyKey:
@@ -233,10 +253,7 @@ def _compared(
 ) -> dict[str, Accuracy]:
     sessions: dict[str, Session] = {}
     for name, (built, network) in missing.items():
-        if measured_on(built) == "device":
-            sessions[name] = _device_session(context, built)
-        else:
-            sessions[name] = open_graph(network.twin.path, fused=network.fused)
+        sessions[name] = _subject(context, built, network)
     context.say(f"compare {len(sessions)} engines with the framework")
     network = next(iter(missing.values()))[1]
     batches = judging(data, source.graph, network)
@@ -261,6 +278,13 @@ def _estimates(
         result.reference_scores, candidate.scores, higher_is_better=metric.higher_is_better
     )
     return {metric.name: found}
+
+
+def _subject(context: Context, built: Built, network: Network) -> Session:
+    """Return the engine itself where it runs here, else its twin."""
+    if measured_on(built) == "device":
+        return _device_session(context, built)
+    return open_graph(network.twin.path, fused=network.fused)
 
 
 def _device_session(context: Context, built: Built) -> Session:
