@@ -159,7 +159,7 @@ def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
         sessions = {"engine": _device_session(context, engine)}
         if baseline is not None:
             sessions["baseline"] = _device_session(context, baseline)
-        found = measure(sessions, _latency_inputs(race), plan)
+        found = measure(sessions, latency_inputs(race.data, race.graph, race.profile), plan)
         other = found.get("baseline")
         return Timing(
             latency=summarize(found["engine"]),
@@ -294,17 +294,20 @@ def _device_session(context: Context, built: Built) -> Session:
     )
 
 
-def _latency_inputs(race: Race) -> dict[str, Array]:
-    """Return one batch of real inputs, of the profile's ``opt`` shapes where the data has them.
+def latency_inputs(
+    data: Data, graph: Graph, profile: tuple[ShapeRange, ...]
+) -> dict[str, Array]:
+    """Return one batch of calibration data, of ``opt`` shapes where there are such samples.
 
-    Where it has other shapes, as sequences may, it is the first batch of ``opt``'s size.
+    Where all have other shapes, as sequences may, it is the first batch of ``opt``'s size;
+    too few samples are repeated.
     """
-    names = [spec.name for spec in race.graph.inputs]
-    tuned = {item.input: item.opt for item in race.profile if item.opt}
-    fixed = [spec.shape[0] for spec in race.graph.inputs if spec.shape]
+    names = [spec.name for spec in graph.inputs]
+    tuned = {item.input: item.opt for item in profile if item.opt}
+    fixed = [spec.shape[0] for spec in graph.inputs if spec.shape]
     sizes = (*(shape[0] for shape in tuned.values()), *fixed)
     size = next((n for n in sizes if isinstance(n, int)), 1)
-    batches = rechunk(calibration(race.data, race.graph), names, size)
+    batches = rechunk(calibration(data, graph), names, size)
     looked_at = list(itertools.islice(batches, _LOOKED_AT))
     fitting = (
         batch
@@ -314,7 +317,6 @@ def _latency_inputs(race: Race) -> dict[str, Array]:
     batch = dict(next(fitting, looked_at[0]))
     lengths = {array.shape[:1] for array in batch.values()}
     if len(lengths) == 1 and lengths not in ({()}, {(size,)}):
-        # Fewer samples than the batch: repeat them, since time does not depend on values.
         batch = {
             name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()
         }
