@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx.shape_inference
 import onnx_ir as ir
 
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.errors import SourceError
+from trtbuild.graph.content import external_locations
 from trtbuild.graph.model import load_model, read_graph
 from trtbuild.sources import absolute
 from trtbuild.sources.shapes import check_dims
@@ -29,8 +31,9 @@ _FREE_INITIALIZERS = 4
 def export(request: ExportRequest) -> Graph:
     """Return the file itself as a graph, once it is checked.
 
-    Only a file of an old IR version whose initializers are not all listed as inputs is
-    rewritten, to ``request.out``: every runtime loads it, but the standard wants them listed.
+    What every runtime loads though the standard wants more of it is rewritten, to
+    ``request.out``: old files whose initializers are not all listed as inputs, and outputs
+    without a shape.
 
     Raises:
         SourceError: there is no such file, or it is no sound ONNX model.
@@ -81,19 +84,28 @@ def checked_graph(path: Path) -> Graph:
 
 
 def _modern(path: Path) -> onnx.ModelProto | None:
-    """Return the model in an IR version that its initializers fit, None if they fit as it is.
+    """Return the model with what today's standard wants of it, None if it has that.
 
-    Such an old model has its weights in the file: external data came with the same IR version.
+    Models whose weights lie in other files are left as they are: the checker needs those.
     """
     model = onnx.load(path, load_external_data=False)
     constants = {tensor.name for tensor in model.graph.initializer}
     listed = {value.name for value in model.graph.input}
-    if model.ir_version >= _FREE_INITIALIZERS or constants <= listed:
+    is_old = model.ir_version < _FREE_INITIALIZERS and not constants <= listed
+    lacks_shapes = any(
+        not value.type.tensor_type.HasField("shape") for value in model.graph.output
+    )
+    if not (is_old or lacks_shapes) or external_locations(model):
         return None
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    model.ir_version = _FREE_INITIALIZERS
+    if is_old:
+        inputs = [value for value in model.graph.input if value.name not in constants]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = _FREE_INITIALIZERS
+    if lacks_shapes:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        del model.graph.output[:]
+        model.graph.output.extend(inferred.graph.output)
     return model
 
 
