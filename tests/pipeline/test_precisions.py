@@ -51,8 +51,11 @@ def test_a_precision_without_kernels_here_is_reported_and_fails_its_gate(
     assert report.exit_code == (0 if gate.passed else 5)
 
 
-def scaled(folder: Path, scale: float) -> Recipe:
-    """Return the recipe of ``scale`` times ``x``, squared, in FP16."""
+def scaled(folder: Path, scale: float, beyond: int) -> Recipe:
+    """Return the recipe of ``scale`` times ``x``, squared, in FP16.
+
+    The data for evaluation is ``beyond`` times that for calibration, which is within 1.
+    """
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
         helper.make_node("Mul", ["h", "h"], ["y"], name="square"),
@@ -69,7 +72,7 @@ def scaled(folder: Path, scale: float) -> Recipe:
         "import numpy as np\n"
         "x = np.linspace(-1, 1, 64).reshape(4, 16).astype('f')\n"
         "def calibration_batches():\n    yield {'x': x}\n"
-        "def evaluation_batches():\n    yield {'x': x * 100}\n"
+        f"def evaluation_batches():\n    yield {{'x': x * {beyond}}}\n"
         "def metric(outputs, batch):\n    return outputs['y'].mean(axis=1)\n"
     )
     recipe = models.with_gates(models.recipe(folder), Gates(max_drop=1e9))
@@ -78,7 +81,7 @@ def scaled(folder: Path, scale: float) -> Recipe:
 
 @pytest.mark.rtx
 def test_nodes_that_overflow_in_calibration_stay_in_fp32_and_are_named(tmp_path: Path) -> None:
-    report = trtbuild.build(scaled(tmp_path, 1000.0), tmp_path / "store")
+    report = trtbuild.build(scaled(tmp_path, 1000.0, 1), tmp_path / "store")
     told = [finding.text for finding in report.findings if finding.stage == "cast"]
     assert any("'square' stays in FP32" in text for text in told)
     assert report.passed
@@ -86,7 +89,7 @@ def test_nodes_that_overflow_in_calibration_stay_in_fp32_and_are_named(tmp_path:
 
 @pytest.mark.rtx
 def test_an_overflow_beyond_calibration_fails_the_gates_and_is_no_crash(tmp_path: Path) -> None:
-    report = trtbuild.build(scaled(tmp_path, 10.0), tmp_path / "store")
+    report = trtbuild.build(scaled(tmp_path, 10.0, 100), tmp_path / "store")
     failed = {gate.name for gate in report.engines[0].verification.gates if not gate.passed}
     assert failed == {"finite_outputs", "max_drop"}
     assert report.exit_code == 5
