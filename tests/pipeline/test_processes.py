@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.pipeline import models
+from trtbuild.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,3 +56,31 @@ def test_builds_that_are_killed_leave_a_store_that_answers_correctly(tmp_path: P
     assert not answer["left"]
     assert not answer["bad"]
     assert answer["passed"] == answer["asked"]
+
+
+@pytest.mark.parametrize("limit_bytes", [6_000, 40_000])
+def test_a_full_disk_is_told_and_leaves_no_engine(limit_bytes: int, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for it: first a graph, then an engine fails."""
+    models.classifier(tmp_path / "model.onnx")
+    models.data(tmp_path / "data.npz", count=2)
+    limited = (
+        "import resource, trtbuild.cli\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
+        "trtbuild.cli.main()\n"
+    )
+    options = ("--precision", "int8", "--method", "minmax", "--calibration", "data.npz", "-q")
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "engine", "model.onnx", *options, "--arch", "sm_89"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TRTBUILD_STORE": str(tmp_path / "store")},
+    )
+    assert (done.returncode, done.stdout) == (6, "")
+    (message,) = done.stderr.splitlines()
+    assert "File too large" in message
+    assert "--store" in message
+    store = Store.open(str(tmp_path / "store"))
+    assert not list(store.records("engine"))
+    assert not list((store.top / "tmp").iterdir())

@@ -10,6 +10,7 @@ it dies.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import resource
@@ -27,12 +28,13 @@ from trtbuild.backends.job import (
     decode_job,
     encode,
 )
-from trtbuild.errors import TrtbuildError
+from trtbuild.errors import StoreError, TrtbuildError
 
 if TYPE_CHECKING:
     from trtbuild.backends.job import Job, Outcome
 
 _AGAIN = "--with-raised-stack"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -68,6 +70,14 @@ def _build(job: Job) -> Outcome:
         return Failure(error=type(error).__name__, message=str(error))
     except MemoryError as error:
         return OutOfMemory(detail=str(error) or "MemoryError")
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        message = (
+            f"{request.target}: the engine cannot be written: {error.strerror}. Free space on "
+            "the store's file system, or give another folder with --store"
+        )
+        return Failure(error=StoreError.__name__, message=message)
     return Success(record=record)
 
 
