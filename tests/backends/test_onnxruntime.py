@@ -55,6 +55,23 @@ def test_a_float_network_is_fused_and_says_so(tmp_path: Path) -> None:
     assert record.layers.precision_achieved == {"fp32": 3}
 
 
+def test_a_batch_norm_that_is_rewritten_as_a_convolution_is_no_compute_layer(
+    tmp_path: Path,
+) -> None:
+    draw = graphs.Drawing()
+    numbers = np.linspace(0.5, 1.5, graphs.CHANNELS, dtype=np.float32)
+    inputs = [draw.constant(name, numbers) for name in ("scale", "shift", "mean", "variance")]
+    tensor = draw.conv("x", "first")
+    tensor = draw.node("Relu", [tensor], "relu")
+    tensor = draw.node("BatchNormalization", [tensor, *inputs], "norm")
+    tensor = draw.conv(tensor, "second")
+    graph = draw.save(tmp_path / "m.onnx", tensor, graphs.IMAGE)
+    layers = building.build(graph, building.ORT, tmp_path / "engine").layers
+    compute = [layer.nodes[0] for layer in layers.layers if layer.compute]
+    assert compute == ["first", "second"]
+    assert any(layer.kind == "Conv" and not layer.compute for layer in layers.layers)
+
+
 def test_a_session_that_is_not_fused_computes_quantization_as_written(tmp_path: Path) -> None:
     graph = graphs.residual(tmp_path / "m.onnx", backend.SCHEME)
     x = graphs.images(1)

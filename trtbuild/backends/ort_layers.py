@@ -54,6 +54,10 @@ _FLOAT_KINDS = frozenset(
     }
 )
 
+_REWRITTEN = frozenset({"Conv", "FusedConv"})
+"""As what ONNX Runtime also writes a batch normalization, or a scale and shift per channel: no
+convolution that the model has, and nothing that can be quantized."""
+
 _WORDS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
@@ -70,7 +74,9 @@ def read_layers(optimized: onnx.ModelProto, staged: Staged) -> Layers:
     covered = _Cover(staged).of(optimized.graph.node)
     layers = []
     for node, names in zip(optimized.graph.node, covered, strict=True):
-        compute = node.op_type in _INT8_KINDS or node.op_type in _FLOAT_KINDS
+        operators = {staged.nodes[name].operator for name in names}
+        known = node.op_type in _INT8_KINDS or node.op_type in _FLOAT_KINDS
+        compute = known and (node.op_type not in _REWRITTEN or bool(operators & COMPUTE))
         ordered = sorted(names, key=lambda name: _rank(staged.nodes[name].operator))
         layers.append(
             Layer(
