@@ -183,3 +183,23 @@ def test_no_data_is_an_error(network: Graph) -> None:
     for batches in ([], [{"x": np.zeros((0, *networks.IMAGE), np.float32)}]):
         with pytest.raises(DataError, match="empty"):
             calibrate(network, ("x",), batches, network.path.parent, lambda _: None)
+
+
+def test_a_scan_for_overflow_leaves_out_the_infinities_of_masks(tmp_path: Path) -> None:
+    text = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] none) {
+        masked = Where(hidden, infinity, x) y = Softmax(masked) none = Where(all, infinity, x)
+    }"""
+    weights = {
+        "hidden": np.array([[False, False, False, True]]),
+        "all": np.array([[True]]),
+        "infinity": np.array(-np.inf, np.float32),
+    }
+    graph = models.write(tmp_path / "m.onnx", text, weights)
+    data = models.normal(10, 4)
+    tensors = ("masked", "y", "none")
+    with pytest.raises(DataError, match=r"'masked' has 0 NaN and 8 infinite"):
+        calibrate(graph, tensors, [{"x": data}], tmp_path, lambda _: None)
+    found = calibrate(graph, tensors, [{"x": data}], tmp_path, lambda _: None, "leave out")
+    assert list(found) == ["masked", "y"]
+    assert found["masked"].amax == np.abs(data[:, :3]).max()
+    assert found["masked"].counts.sum() == 30

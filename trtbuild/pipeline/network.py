@@ -178,7 +178,7 @@ def cast(context: Context, graph: Graph, data: Data | None) -> Network:
     ranges_sha256 = ""
     if data is not None and low == "fp16":
         tensors = casting.float_tensors(graph)
-        ranges, ranges_sha256 = ranges_of(context, graph, data, tensors)
+        ranges, ranges_sha256 = ranges_of(context, graph, data, tensors, "leave out")
     elif low == "fp16":
         context.find("cast", "ranges were not scanned for overflow in FP16: there is no data")
     nodes = [node.name or "" for node in load_model(graph.path).graph]

@@ -29,6 +29,7 @@ class _RangesKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
     data_sha256: str
     tensors: tuple[str, ...]
+    infinities: calibrate.Infinities
     version: int
     collector: str
 
@@ -58,13 +59,18 @@ def ranges_for(
 
 
 def ranges_of(
-    context: Context, graph: Graph, data: Data, tensors: tuple[str, ...]
+    context: Context,
+    graph: Graph,
+    data: Data,
+    tensors: tuple[str, ...],
+    infinities: calibrate.Infinities = "refuse",
 ) -> tuple[Ranges, str]:
     """Return the ranges of ``tensors`` over the calibration data, and the digest of them."""
     preimage = _RangesKey(
         graph_sha256=graph.sha256,
         data_sha256=data.info.calibration_sha256,
         tensors=tuple(sorted(tensors)),
+        infinities=infinities,
         version=calibrate.VERSION,
         collector=f"onnxruntime {version('onnxruntime')}",
     )
@@ -81,7 +87,7 @@ def ranges_of(
         context.say(f"calibrate {len(tensors)} tensors")
         with context.store.scratch() as folder:
             found = calibrate.calibrate(
-                graph, tensors, calibration(data, graph), folder, progress
+                graph, tensors, calibration(data, graph), folder, progress, infinities
             )
             save_ranges(found, folder / "ranges.npz")
             blob = context.store.put_file("ranges.npz", folder / "ranges.npz")

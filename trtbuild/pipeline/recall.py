@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import trtbuild
+from trtbuild.backends import gpu
 from trtbuild.engine import Value
 from trtbuild.pipeline import memo
 from trtbuild.pipeline.targets import Plan
@@ -83,13 +84,14 @@ def remember(
 
 
 def machine() -> str:
-    """Return what distinguishes this machine for timings: processor model and count."""
+    """Return what distinguishes this machine for timings: its processors and GPUs."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
     models = [
         line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
     ]
-    return f"{models[0] if models else 'unknown'} x {os.cpu_count()}"
+    processors = f"{models[0] if models else 'unknown'} x {os.cpu_count()}"
+    return "; ".join((processors, *gpu.names()))
 
 
 def _program_digest() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the key of ranges; raised when the collector starts to give other statistics."""
 
+Infinities = Literal["refuse", "leave out"]
+"""What infinite values mean: an error, or nothing."""
+
 _CHUNK = 8
 """Samples in one forward pass, however the provider cuts its batches."""
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913, PLR0917  the sixth is for one caller and has a default
     graph: Graph,
     tensors: tuple[str, ...],
     batches: Iterable[Batch],
     work: Path,
     progress: Callable[[int], None],
+    infinities: Infinities = "refuse",
 ) -> Ranges:
     """Return the statistics of ``tensors`` of ``graph`` over all samples of ``batches``.
 
@@ -43,6 +47,9 @@ def calibrate(
     inputs have different sizes along their first axis there are no samples, and batches run as
     they are. The observed graph is written into the folder ``work``. ``progress`` is called
     with the number of samples seen so far.
+
+    With ``infinities="leave out"`` infinite values do not count, as those of attention masks
+    must not when a graph is scanned for overflow; a tensor of nothing else has no statistics.
 
     Raises:
         DataError: there is no data, or a tensor gets NaN or infinite values; the message names
@@ -58,14 +65,16 @@ def calibrate(
         count = _samples(chunk)
         observed = {**chunk, **_run(session, chunk, size)}
         for name, observer in observers.items():
-            _observe(
-                observer, observed[name], f"samples {seen} to {seen + count - 1}: {name!r}"
-            )
+            array = observed[name]
+            if infinities == "leave out":
+                array = array[~np.isinf(array)]
+            _observe(observer, array, f"samples {seen} to {seen + count - 1}: {name!r}")
         seen += count
         progress(seen)
     if not seen:
         raise DataError("the calibration data is empty: expected at least one sample")
-    return {name: observer.statistics() for name, observer in observers.items()}
+    found = ((name, observer) for name, observer in observers.items() if not observer.empty)
+    return {name: observer.statistics() for name, observer in found}
 
 
 def _observe(observer: Observer, array: Array, what: str) -> None:

@@ -85,13 +85,18 @@ class Observer:
         merged[:kept] = self._counts.reshape(kept, group).sum(axis=1)
         self._counts, self._exponent = merged, exponent
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was seen."""
+        return self._minimum > self._maximum
+
     def statistics(self) -> TensorStatistics:
         """Return what was seen so far.
 
         Raises:
             ValueError: nothing was seen.
         """
-        if self._minimum > self._maximum:
+        if self.empty:
             raise ValueError("no values were observed")
         return TensorStatistics(
             minimum=self._minimum,
