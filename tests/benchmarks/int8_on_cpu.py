@@ -28,9 +28,9 @@ from trtbuild.pipeline.partial import Part, export
 from trtbuild.recipe import load_recipe
 from trtbuild.sources.provider import load_provider
 from trtbuild.store import Store, find_engine
-from trtbuild.verify.accuracy import compare
-from trtbuild.verify.bootstrap import estimate
-from trtbuild.verify.latency import LatencyPlan, measure, speedup
+from trtbuild.verification.accuracy import compare
+from trtbuild.verification.bootstrap import estimate
+from trtbuild.verification.latency import LatencyPlan, measure, speedup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

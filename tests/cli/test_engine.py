@@ -159,7 +159,10 @@ def nothing_to_quantize(folder: Path) -> None:
 
 
 def quantized_already(folder: Path) -> None:
-    constants: dict[str, models.Array] = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    constants: dict[str, models.Array] = {
+        "scale": np.array(0.1, np.float32),
+        "zero": np.array(0, np.int8),
+    }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="to_int8"),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="back"),

@@ -9,8 +9,8 @@ import pytest
 
 from trtbuild.batches import Metric
 from trtbuild.pipeline.choice import Trial, choose, trial
-from trtbuild.verify.accuracy import Candidate
-from trtbuild.verify.results import TensorErrors
+from trtbuild.verification.accuracy import Candidate
+from trtbuild.verification.results import TensorErrors
 
 
 def metric(*, higher_is_better: bool = True) -> Metric:

@@ -176,6 +176,18 @@ def test_another_tuned_batch_is_timed_again(tmp_path: Path) -> None:
     assert [size for _, size in sizes] == [2, 16]
 
 
+def test_verify_measures_the_latency_anew_of_a_baseline_too(tmp_path: Path) -> None:
+    recipe = models.recipe(tmp_path, "onnxruntime")
+    key = trtbuild.build(recipe, tmp_path / "store").engines[0].key
+    report = trtbuild.verify(key[:16], tmp_path / "store")
+    assert models.computed(report) == ["verify", "time"]
+    records = Store.open(str(tmp_path / "store")).records("engine")
+    (baseline,) = [record.key for record in records if record.key != key]
+    report = trtbuild.verify(baseline, tmp_path / "store")
+    assert report.engines[0].precision_requested == "fp32"
+    assert report.engines[0].verification.speedup is None
+
+
 def test_a_scalar_input_beside_a_fixed_batch_is_no_obstacle(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),

@@ -14,8 +14,8 @@ from trtbuild.report.document import (
     Stage,
     Verification,
 )
-from trtbuild.verify.gates import Evidence, judge
-from trtbuild.verify.results import (
+from trtbuild.verification.gates import Evidence, judge
+from trtbuild.verification.results import (
     Interval,
     MetricEstimate,
     OutputParity,

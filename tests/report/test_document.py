@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tests.report import examples
 from trtbuild.errors import StoreError
 from trtbuild.report.document import from_json, summarize, to_json
-from trtbuild.verify.results import GateResult, Interval, Latency
+from trtbuild.verification.results import GateResult, Interval, Latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from tests.report import examples
 from trtbuild.report.terminal import print_report, to_text
-from trtbuild.verify.gates import Evidence, judge
-from trtbuild.verify.results import OutputParity, Parity
+from trtbuild.verification.gates import Evidence, judge
+from trtbuild.verification.results import OutputParity, Parity
 
 if TYPE_CHECKING:
     from trtbuild.report.document import Report

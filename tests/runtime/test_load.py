@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -117,10 +118,25 @@ def test_an_engine_for_another_machine_or_version_is_refused(
     store, manifest = built
     key = change(manifest)
     other = msgspec.structs.replace(manifest, key=key.digest, preimage=key)
+    name = put(store, other, key.digest)
     with pytest.raises(TrustError) as caught:
-        trtbuild.load(put(store, other, key.digest), store.root)
+        trtbuild.load(name, store.root)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("unseen")
+def test_an_engine_of_another_version_is_not_measured_either(
+    built: tuple[Store, Manifest],
+) -> None:
+    """Its baseline would be built by this version and stored as if by the other."""
+    store, manifest = built
+    key = other_version(manifest)
+    other = msgspec.structs.replace(manifest, key=key.digest, preimage=key)
+    name = put(store, other, key.digest)
+    with pytest.raises(TrustError, match=re.escape("1.0.0")):
+        trtbuild.verify(name, store.root)
+    assert {record.key for record in store.records("engine")} == {manifest.key, name}
 
 
 @pytest.mark.usefixtures("unseen")

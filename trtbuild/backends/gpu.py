@@ -7,6 +7,7 @@ import ctypes
 _LIBRARY = "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, cuda.h
 _COMPUTE_CAPABILITY_MINOR = 76
+_NAME_BYTES = 256
 
 
 def archs() -> tuple[str, ...]:
@@ -14,14 +15,25 @@ def archs() -> tuple[str, ...]:
 
     Empty where there is no driver, or no device that it may use.
     """
+    cuda, count = _devices()
+    return () if cuda is None else tuple(_arch(cuda, index) for index in range(count))
+
+
+def names() -> tuple[str, ...]:
+    """Return the product names of this machine's GPUs, in the same order."""
+    cuda, count = _devices()
+    return () if cuda is None else tuple(_name(cuda, index) for index in range(count))
+
+
+def _devices() -> tuple[ctypes.CDLL | None, int]:
     try:
         cuda = ctypes.CDLL(_LIBRARY)
     except OSError:
-        return ()
+        return None, 0
     count = ctypes.c_int()
     if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return ()
-    return tuple(_arch(cuda, index) for index in range(count.value))
+        return None, 0
+    return cuda, count.value
 
 
 def _arch(cuda: ctypes.CDLL, index: int) -> str:
@@ -33,3 +45,11 @@ def _arch(cuda: ctypes.CDLL, index: int) -> str:
         cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         digits.append(str(value.value))
     return f"sm_{''.join(digits)}"
+
+
+def _name(cuda: ctypes.CDLL, index: int) -> str:
+    device = ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    text = ctypes.create_string_buffer(_NAME_BYTES)
+    cuda.cuDeviceGetName(text, _NAME_BYTES, device)
+    return text.value.decode(errors="replace")

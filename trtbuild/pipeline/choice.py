@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtbuild.batches import Metric
-    from trtbuild.verify.accuracy import Candidate
-    from trtbuild.verify.bootstrap import Scores
+    from trtbuild.verification.accuracy import Candidate
+    from trtbuild.verification.bootstrap import Scores
 
 HELD_OUT_EVERY = 4
 """Every fourth evaluation batch chooses the method; the others judge the engine."""

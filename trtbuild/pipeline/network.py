@@ -25,7 +25,7 @@ from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.methods import candidates
 from trtbuild.quantization.thresholds import thresholds, thresholds_digest
 from trtbuild.report.document import CalibrationRow
-from trtbuild.verify.accuracy import compare
+from trtbuild.verification.accuracy import compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.ranges import Ranges
     from trtbuild.quantization.thresholds import Thresholds
-    from trtbuild.verify.accuracy import Candidate
+    from trtbuild.verification.accuracy import Candidate
 
 _NAIVE = f"{PLAIN_MAX}, no node kept"
 """The row of the calibration table that shows what keep_float is for."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trtbuild.quantization.ranges import Ranges, TensorStatistics
     from trtbuild.recipe import Recipe
     from trtbuild.store import Store
-    from trtbuild.verify.results import Parity
+    from trtbuild.verification.results import Parity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from trtbuild.sources.checks import DIGEST_TAG, add_batch, checked, data_digest
 from trtbuild.sources.dependencies import Dependencies
 from trtbuild.sources.provider import load_provider
 from trtbuild.sources.tracing import traced
-from trtbuild.verify.parity import check_parity
-from trtbuild.verify.results import Parity
+from trtbuild.verification.parity import check_parity
+from trtbuild.verification.results import Parity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -20,12 +20,12 @@ from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
 from trtbuild.store import make_record
-from trtbuild.verify.accuracy import compare
-from trtbuild.verify.bootstrap import estimate
-from trtbuild.verify.gates import Evidence, judge
-from trtbuild.verify.latency import LatencyPlan, measure, speedup
-from trtbuild.verify.outputs import save_outputs
-from trtbuild.verify.results import MetricEstimate, Speedup, TensorErrors
+from trtbuild.verification.accuracy import compare
+from trtbuild.verification.bootstrap import estimate
+from trtbuild.verification.gates import Evidence, judge
+from trtbuild.verification.latency import LatencyPlan, measure, speedup
+from trtbuild.verification.outputs import save_outputs
+from trtbuild.verification.results import MetricEstimate, Speedup, TensorErrors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trtbuild.pipeline.engines import Built
     from trtbuild.pipeline.network import Network
     from trtbuild.pipeline.source import Data, ExportedSource
-    from trtbuild.verify.accuracy import Candidate, Comparison
+    from trtbuild.verification.accuracy import Candidate, Comparison
 
 _LOOKED_AT = 64
 """Batches of calibration data among which one of the tuned shape is looked for."""

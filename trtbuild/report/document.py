@@ -14,7 +14,7 @@ from msgspec.structs import force_setattr
 
 from trtbuild.engine import Value
 from trtbuild.errors import GateError, StoreError
-from trtbuild.verify.results import (
+from trtbuild.verification.results import (
     GateResult,
     MetricEstimate,
     Parity,
@@ -23,7 +23,7 @@ from trtbuild.verify.results import (
 )
 
 if TYPE_CHECKING:
-    from trtbuild.verify.results import Latency
+    from trtbuild.verification.results import Latency
 
 SCHEMA: Literal[1] = 1
 

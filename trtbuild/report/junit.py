@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trtbuild.report.document import EngineReport, Report
-    from trtbuild.verify.results import GateResult
+    from trtbuild.verification.results import GateResult
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 forbids even as a reference; the output of a builder has color codes."""

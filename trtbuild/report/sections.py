@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from trtbuild.report.document import EngineReport, LatencyMs, Report, Verification
-    from trtbuild.verify.results import GateResult, MetricEstimate, TensorErrors
+    from trtbuild.verification.results import GateResult, MetricEstimate, TensorErrors
 
 TWIN = "twin (target device absent)"
 DEVICE = "target device"

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from polygraphy.comparator import RunResults
 
-from tests.verify import sessions
-from trtbuild.verify.outputs import save_outputs
+from tests.verification import sessions
+from trtbuild.verification.outputs import save_outputs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.verify.sessions import FunctionSession, elementwise, identity, spec
+from tests.verification.sessions import FunctionSession, elementwise, identity, spec
 from trtbuild.batches import Batch, Metric, Outputs
 from trtbuild.errors import BuildError, DataError
-from trtbuild.verify.accuracy import compare
+from trtbuild.verification.accuracy import compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

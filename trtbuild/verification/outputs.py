@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from polygraphy.comparator import IterationResult, RunResults
 
-from trtbuild.verify.accuracy import feed
+from trtbuild.verification.accuracy import feed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from trtbuild.engine import Value
-from trtbuild.verify.results import Interval, Latency, Speedup
+from trtbuild.verification.results import Interval, Latency, Speedup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

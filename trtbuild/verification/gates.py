@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from trtbuild.engine import Value
-from trtbuild.verify.results import GateResult, MetricEstimate, Speedup, TensorErrors
+from trtbuild.verification.results import GateResult, MetricEstimate, Speedup, TensorErrors
 
 if TYPE_CHECKING:
     from trtbuild.recipe import Gates

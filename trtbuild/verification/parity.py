@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtbuild.errors import ExportError, SourceError
-from trtbuild.verify.accuracy import feed
-from trtbuild.verify.results import OutputParity, Parity
+from trtbuild.verification.accuracy import feed
+from trtbuild.verification.results import OutputParity, Parity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

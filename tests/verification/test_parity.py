@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.verify.sessions import WEIGHT, FunctionSession, elementwise, linear, spec
+from tests.verification.sessions import WEIGHT, FunctionSession, elementwise, linear, spec
 from trtbuild.errors import DataError, ExportError, SourceError
-from trtbuild.verify.parity import check_parity
+from trtbuild.verification.parity import check_parity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

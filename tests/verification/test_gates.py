@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from trtbuild.recipe import Gates
-from trtbuild.verify.gates import Evidence, judge
-from trtbuild.verify.results import (
+from trtbuild.verification.gates import Evidence, judge
+from trtbuild.verification.results import (
     Interval,
     MetricEstimate,
     Speedup,
@@ -14,7 +14,7 @@ from trtbuild.verify.results import (
 )
 
 if TYPE_CHECKING:
-    from trtbuild.verify.results import (
+    from trtbuild.verification.results import (
         GateResult,
     )
 

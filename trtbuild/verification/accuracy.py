@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtbuild.errors import BuildError, DataError
-from trtbuild.verify.results import TensorErrors
+from trtbuild.verification.results import TensorErrors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.verify.sessions import elementwise, identity
-from trtbuild.verify.latency import LatencyPlan, measure, speedup
+from tests.verification.sessions import elementwise, identity
+from trtbuild.verification.latency import LatencyPlan, measure, speedup
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tests.verify.sessions import FunctionSession
+    from tests.verification.sessions import FunctionSession
 
 X = np.zeros((5, 4), np.float32)
 SHORT = LatencyPlan(warmup_seconds=0, seconds=0.001, calls_per_turn=2, min_rounds=12)

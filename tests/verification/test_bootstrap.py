@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trtbuild.verify.bootstrap import estimate
+from trtbuild.verification.bootstrap import estimate
 
 if TYPE_CHECKING:
     from random import Random

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from trtbuild.verify.results import Interval, MetricEstimate
+from trtbuild.verification.results import Interval, MetricEstimate
 
 RESAMPLES = 2000
 _SEED = 20_250_101
