@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from importlib import metadata
 
@@ -29,6 +30,11 @@ def test_the_package_offers_three_doors_the_errors_and_its_version() -> None:
         door = getattr(trtbuild, name)
         assert inspect.isfunction(door)
         assert inspect.getdoc(door)
+
+
+def test_no_submodule_hides_a_door_once_it_is_imported() -> None:
+    for name in ("build", "verify", "load"):
+        assert importlib.util.find_spec(f"trtbuild.{name}") is None
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
