@@ -54,6 +54,9 @@ _FLOAT_KINDS = frozenset(
     }
 )
 
+_CAST = "InsertedPrecisionFreeCast_"
+"""What ONNX Runtime puts before the name of an FP16 tensor that it computes in FP32."""
+
 _REWRITTEN = frozenset({"Conv", "FusedConv"})
 """As what ONNX Runtime also writes a batch normalization, or a scale and shift per channel: no
 convolution that the model has, and nothing that can be quantized."""
@@ -163,11 +166,12 @@ class _Cover:
         return covered
 
     def _anchors(self, node: onnx.NodeProto) -> set[str]:
-        found = {self._producer[tensor] for tensor in node.output if tensor in self._producer}
+        outputs = (tensor.removeprefix(_CAST) for tensor in node.output)
+        found = {self._producer[tensor] for tensor in outputs if tensor in self._producer}
         match = _STAGED.search(node.name)
         if match is not None and match[0] in self._nodes:
             found.add(match[0])
-        named_after = _ADDED.sub("", node.name)
+        named_after = _ADDED.sub("", node.name.removeprefix(_CAST))
         if named_after != node.name and named_after in self._producer:
             found.add(self._producer[named_after])
         return found
