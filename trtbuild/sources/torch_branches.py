@@ -112,8 +112,7 @@ def _broken_guard(
         sized[name] = _Sized(tuple(shape))
     for text, code in guards:
         try:
-            # Text that torch wrote about the user's own code, which has run by now.
-            holds = eval(code, {"L": sized})  # noqa: S307
+            holds = eval(code, {"L": sized})  # noqa: S307  torch's text on code that has run
         except ZeroDivisionError:
             holds = False
         except (NameError, AttributeError, TypeError, KeyError):
