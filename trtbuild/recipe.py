@@ -116,7 +116,7 @@ class Limits(Value, frozen=True, kw_only=True):
     """The ``[limits]`` table: bounds on the child process of one build, never part of a key."""
 
     build_seconds: Annotated[int, msgspec.Meta(ge=1)] = 3600
-    build_memory_mib: Annotated[int, msgspec.Meta(ge=64)] | None = None
+    build_memory_mib: Annotated[int, msgspec.Meta(ge=256)] | None = None
 
 
 class Gates(Value, frozen=True, kw_only=True):

@@ -131,10 +131,13 @@ def test_no_builder_outlives_its_caller(end: signal.Signals, tmp_path: Path) -> 
 
 
 def test_a_build_beyond_its_memory_limit_says_so(tmp_path: Path) -> None:
-    graph = graphs.residual(tmp_path / "m.onnx", None)
+    draw = graphs.Drawing()
+    weight = draw.constant("weight", np.ones((4096, 4096), np.float32))
+    product = draw.node("MatMul", ["x", weight], "product")
+    graph = draw.save(tmp_path / "m.onnx", product, ("batch", 4096))
     wish = building.request(graph, building.ORT, tmp_path / "engine")
-    with pytest.raises(BuildError, match=r"ran out of memory.*limit is 100 MiB"):
-        build_isolated(wish, Limits(build_memory_mib=100))
+    with pytest.raises(BuildError, match=r"ran out of memory.*limit is 256 MiB"):
+        build_isolated(wish, Limits(build_memory_mib=256))
     assert not wish.out.exists()
 
 

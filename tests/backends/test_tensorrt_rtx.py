@@ -194,3 +194,18 @@ def test_a_cut_engine_is_recognized(tmp_path: Path) -> None:
     assert "expected sm_86" in problem(engine, "sm_86")
     assert "does not start" in problem(b"\0" * len(engine), "sm_89")
     assert "fewer than a header" in problem(b"vtrt", "sm_89")
+
+
+def test_a_recurrent_network_builds_and_its_loop_is_no_layer(tmp_path: Path) -> None:
+    draw = graphs.Drawing()
+    generator = np.random.default_rng(0)
+    sizes = {"w": (1, 32, 4), "r": (1, 32, 8), "b": (1, 64)}
+    weights = [
+        draw.constant(name, generator.standard_normal(shape).astype(np.float32))
+        for name, shape in sizes.items()
+    ]
+    output = draw.node("LSTM", ["x", *weights], "lstm", hidden_size=8)
+    graph = draw.save(tmp_path / "m.onnx", output, (10, 1, 4))
+    layers = building.build(graph, building.rtx("sm_89"), tmp_path / "engine").layers
+    assert layers.layers
+    assert {"cjmp", "jmp"}.isdisjoint(layer.kind for layer in layers.layers)

@@ -102,3 +102,16 @@ def test_an_unknown_engine_is_told(name: str, run: Run) -> None:
     assert (done.code, done.out) == (2, "")
     assert "names nothing" in done.message
     assert "cache ls" in done.message
+
+
+def test_an_engine_that_was_built_beside_others_is_measured_alone(
+    run: Run, tmp_path: Path
+) -> None:
+    both = RECIPE.replace('["tensorrt-rtx:sm_89"]', '["onnxruntime", "tensorrt-rtx:sm_89"]')
+    (tmp_path / "small.toml").write_text(both)
+    done = run("engine", "small.toml", "--json")
+    assert done.code == 0, done.err
+    for engine in done.document["engines"]:
+        again = run("verify", engine["sha256"][:12], "--json")
+        assert again.code == 0, again.err
+        assert again.document["engines"][0]["sha256"] == engine["sha256"]

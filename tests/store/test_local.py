@@ -277,3 +277,11 @@ def test_a_hit_imports_nothing_heavy(store: Store) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert answer.stdout == "[]\n"
+
+
+def test_the_environment_names_the_store_where_nobody_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTBUILD_STORE", str(tmp_path / "named"))
+    assert Store.open("").root == tmp_path / "named"
+    assert Store.open(str(tmp_path / "given")).root == tmp_path / "given"

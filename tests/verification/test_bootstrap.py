@@ -123,3 +123,14 @@ def test_wrong_shapes_are_our_own_mistake() -> None:
         estimate(np.ones(3), np.ones(4), higher_is_better=True)
     with pytest.raises(ValueError, match=r"two arrays \[units\]"):
         estimate(np.empty(0), np.empty(0), higher_is_better=True)
+
+
+def test_a_side_on_which_no_unit_changed_stays_uncertain() -> None:
+    reference = np.zeros(600)
+    reference[:300] = 1.0
+    better = reference.copy()
+    better[599] = 1.0
+    found = estimate(reference, better, higher_is_better=True).drop
+    assert found is not None
+    assert found.low < found.value < 0
+    assert found.high == pytest.approx(found.value + 3 / 600)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import backend
+from trtbuild.backends.diagnosis import MEMORY_WORDS
 from trtbuild.backends.job import (
     PROGRESS,
     Failure,
@@ -67,6 +68,8 @@ def _build(job: Job) -> Outcome:
             request.out,
         )
     except TrtbuildError as error:
+        if job.memory_bytes and any(word in str(error) for word in MEMORY_WORDS):
+            return OutOfMemory(detail=str(error))
         return Failure(error=type(error).__name__, message=str(error))
     except MemoryError as error:
         return OutOfMemory(detail=str(error) or "MemoryError")

@@ -23,6 +23,7 @@ MEMORY_WORDS = (
     "Memory allocation",
     "failed to map segment",
     "Cannot allocate memory",
+    "Arena alloc failed",
 )
 """What libraries say when they could not get memory."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,6 @@ import numpy as np
 from trtbuild.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy.typing as npt
 
     from trtbuild.engine import TensorSpec
@@ -25,6 +24,12 @@ def check(specs: tuple[TensorSpec, ...], arrays: Mapping[str, npt.NDArray[Any]])
         UsageError: the message names the input, what was expected and what was given.
     """
     names = [spec.name for spec in specs]
+    given: object = arrays
+    if not isinstance(given, Mapping):
+        message = (
+            f"expected a dict of arrays by input name ({names}), got {type(given).__name__}"
+        )
+        raise UsageError(message)
     missing = [name for name in names if name not in arrays]
     unknown = [name for name in arrays if name not in names]
     if missing or unknown:

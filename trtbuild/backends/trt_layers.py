@@ -29,6 +29,11 @@ _LAYER = re.compile(
     r"(?:, EventId: (?P<event>\d+))?, Metadata: (?P<metadata>.*)$",
     re.DOTALL,
 )
+_CONTROL = re.compile(
+    r"^Name: [^,{\[]*, LayerType: (?:cjmp|jmp|label|\w*HostToDevice|\w*DeviceToHost)\b"
+)
+"""What a loop adds: the program of an LSTM has jumps, and copies of shapes, as layers."""
+
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d,]*)\], "
     r"Strides: \[(?P<strides>[-\d,]*)\], "
@@ -70,13 +75,18 @@ def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
 
     ``nodes`` are the user's nodes by staged name.
 
+    Lines without tensors (jumps of a loop, copies of a shape) compute nothing and are left out.
+
     Raises:
-        BuildError: a line is not as expected, so that no count could be trusted.
+        BuildError: another line is not as expected, so that no count could be trusted.
     """
     body = message.removeprefix(HEADER).partition("\n\nI/O Tensors:")[0]
     found = []
     for line in _LINE_START.split(body):
         match = _LAYER.match(line)
+        control = _CONTROL.match(line)
+        if match is None and control is not None:
+            continue
         if match is None:
             message = (
                 f"cannot read the layer {line[:200]!r} that the builder reports: a tensor "

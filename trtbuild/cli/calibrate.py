@@ -47,7 +47,10 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
         print_json({"sha256": found.sha256, "tensors": found.rows})
         return
     methods = tuple(found.rows[0].thresholds) if found.rows else ()
-    numbers = (Column(name=name, numeric=True) for name in ("min", "max", *methods))
+    numbers = (
+        Column(name=name.replace("percentile-", "p"), numeric=True)
+        for name in ("min", "max", *methods)
+    )
     section = Section(
         title=f"Ranges {found.sha256[:12]}: extremes, and thresholds of magnitude by method",
         columns=(Column(name="tensor"), *numbers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtbuild.backends import NAMES, backend
 from trtbuild.backends.fingerprint import version
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
@@ -48,10 +49,12 @@ def ranges_for(
 ) -> tuple[Ranges, str]:
     """Return the ranges for ``placements`` by ``schemes``, and the digest of them.
 
-    They are measured as if every node were quantized, so that keeping one in floating point
-    does not calibrate again.
+    They are measured as if every node were quantized by every backend, so that neither keeping
+    one in floating point nor another target calibrates again: which tensors are observed
+    decides what ONNX Runtime fuses, and so the last bits of all of them.
     """
-    everywhere = [quantizer.placement_of(graph, scheme, ()) for scheme in schemes]
+    known = (*schemes, *(backend(name).SCHEME for name in NAMES))
+    everywhere = [quantizer.placement_of(graph, scheme, ()) for scheme in known]
     tensors = dict.fromkeys(
         tensor for each in (*everywhere, *placements) for tensor in each.observed
     )

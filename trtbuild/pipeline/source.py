@@ -20,7 +20,7 @@ from trtbuild.graph.model import files_of, load_model, read_graph, save_model
 from trtbuild.pipeline import memo
 from trtbuild.sources import ExportRequest, source
 from trtbuild.sources.checks import DIGEST_TAG, add_batch, checked, data_digest
-from trtbuild.sources.dependencies import Dependencies
+from trtbuild.sources.dependencies import ABSENT, Dependencies
 from trtbuild.sources.provider import load_provider
 from trtbuild.sources.tracing import traced
 from trtbuild.verification.parity import check_parity
@@ -341,9 +341,13 @@ def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
 
 
 def _content(dependencies: Dependencies, folder: Path) -> tuple[tuple[str, str], ...]:
-    """Return path from ``folder`` and digest of each file that was read."""
+    """Return path from ``folder`` and digest of each file that was read and was there."""
     return tuple(
-        sorted((os.path.relpath(file.path, folder), file.sha256) for file in dependencies.files)
+        sorted(
+            (os.path.relpath(file.path, folder), file.sha256)
+            for file in dependencies.files
+            if file.sha256 != ABSENT
+        )
     )
 
 

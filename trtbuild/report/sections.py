@@ -54,6 +54,8 @@ def verdict(report: Report) -> str:
         line = f"FAILED: {failed} of {engines} failed a gate"
     else:
         line = f"PASSED: {engines}, no gate failed" if report.engines else "PASSED: no engine"
+        skipped = sum(g.skipped for each in report.engines for g in each.verification.gates)
+        line += f", {_count(skipped, 'gate')} not judged" if skipped else ""
     return f"{line}; {twins} judged by the {TWIN}" if twins else line
 
 

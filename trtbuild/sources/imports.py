@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _OURS = str(Path(__file__).resolve().parents[1])
 """trtbuild's own files: keys hold its version."""
 
+_LAUNCHERS = os.path.join(sys.prefix, "bin")  # noqa: PTH118  paths here are text
+"""The commands of this environment, of which one started this process."""
+
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc")
 
 _METADATA_SUFFIXES = (".dist-info", ".egg-info", ".pth")
@@ -31,7 +34,7 @@ _METADATA_SUFFIXES = (".dist-info", ".egg-info", ".pth")
 
 def is_system_file(path: str) -> bool:
     """Tell whether a file is Python's, the system's, trtbuild's or only a cache of another."""
-    if path.endswith((".pyc", ".pyo")) or _below(path, (_OURS, *_SYSTEM)):
+    if path.endswith((".pyc", ".pyo")) or _below(path, (_OURS, _LAUNCHERS, *_SYSTEM)):
         return True
     return installed_top(path) is None and _below(path, _standard_folders())
 

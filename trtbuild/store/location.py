@@ -29,11 +29,14 @@ class _Version(msgspec.Struct, frozen=True):
 
 
 def root_of(uri: str) -> Path:
-    """Return the absolute folder that ``uri`` names; the empty string is the user's cache.
+    """Return the absolute folder that ``uri`` names.
+
+    The empty string is what ``TRTBUILD_STORE`` names, and the user's cache folder without it.
 
     Raises:
         StoreError: it names a remote store.
     """
+    uri = uri or os.environ.get("TRTBUILD_STORE", "")
     if not uri:
         return Path(platformdirs.user_cache_path("trtbuild", appauthor=False))
     scheme = _SCHEME.fullmatch(uri)

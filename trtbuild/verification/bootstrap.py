@@ -27,10 +27,10 @@ def estimate(reference: Scores, engine: Scores, *, higher_is_better: bool) -> Me
     reference's are finite. The result is the same at every call, and does not depend on the
     order of units. Intervals are percentiles of 2,000 resampled means.
 
-    A bootstrap cannot see what did not occur: when every unit changed by the same amount
-    (mostly: none changed), it would call the drop certain after one unit. Then up to ``3 / n``
-    of all units may still behave differently (rule of three, 95 %), so the drop's interval
-    reaches that share of the scores' span, zero included, to both sides.
+    A bootstrap cannot see what did not occur: of units of which none got worse, it would call
+    it certain that none does. Up to ``3 / n`` of all units may still behave differently (rule
+    of three, 95 %), so to a side on which no unit was seen to change (both, where all changed
+    by one amount) the drop's interval reaches at least that share of the scores' span.
 
     Raises:
         ValueError: the shapes differ, or there is no unit.
@@ -53,8 +53,7 @@ def estimate(reference: Scores, engine: Scores, *, higher_is_better: bool) -> Me
     change = sign * (reference - engine)
     columns = np.stack([reference, engine, change], axis=1)
     reference_mean, engine_mean, drop = _intervals(columns)
-    if np.ptp(change) == 0:
-        drop = _unseen(drop.value, np.concatenate([reference, engine]))
+    drop = _unseen(drop, change, np.concatenate([reference, engine]))
     return MetricEstimate(
         higher_is_better=higher_is_better,
         units=reference.size,
@@ -93,7 +92,15 @@ def _intervals(columns: Scores) -> tuple[Interval, ...]:
     )
 
 
-def _unseen(value: float, scores: Scores) -> Interval:
-    share = min(1.0, _RULE_OF_THREE / (scores.size / 2))
-    span = max(float(scores.max()), 0.0) - min(float(scores.min()), 0.0)
-    return Interval(value=value, low=value - share * span, high=value + share * span)
+def _unseen(drop: Interval, change: Scores, scores: Scores) -> Interval:
+    """Widen an interval to the sides on which no unit was seen to change."""
+    share = min(1.0, _RULE_OF_THREE / change.size)
+    reach = share * (max(float(scores.max()), 0.0) - min(float(scores.min()), 0.0))
+    constant = bool(np.ptp(change) == 0)
+    worse_seen = not constant and bool((change > 0).any())
+    better_seen = not constant and bool((change < 0).any())
+    return Interval(
+        value=drop.value,
+        low=drop.low if better_seen else min(drop.low, drop.value - reach),
+        high=drop.high if worse_seen else max(drop.high, drop.value + reach),
+    )
