@@ -243,6 +243,7 @@ def test_a_later_store_that_this_version_can_read_is_opened(store: Store) -> Non
 
 
 def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRTBUILD_STORE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert Store.open("").root == tmp_path / "cache" / "trtbuild"
