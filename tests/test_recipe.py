@@ -128,3 +128,27 @@ def test_a_missing_recipe_and_a_binary_one_are_named(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not a text file"):
         load_recipe(binary)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '[quantization]\nprecison = "fp16"',
+            r"\[quantization\]: .*`precison`; expected precision",
+        ),
+        (
+            "[gates]\nmax_dorp = 0.1",
+            r"\[gates\]: .*`max_dorp`; expected max_drop or min_speedup",
+        ),
+        ("[gate]\nmax_drop = 0.1", r"`gate`; expected gates or source"),
+        ('[quantization]\nmethod = "min-max"', r"method: .*'min-max'; expected minmax or auto"),
+    ],
+)
+def test_a_typing_mistake_is_told_what_could_stand_there(
+    text: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f'[source]\nonnx = "m.onnx"\n{text}\n')
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(path)

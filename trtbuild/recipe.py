@@ -6,9 +6,10 @@ key. Behind :func:`load_recipe` nobody checks again.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -21,6 +22,8 @@ else:
     import tomli as tomllib
 
 Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+
+_WORDS = {"method": get_args(Method), "precision": get_args(Precision)}
 
 UNSUPPORTED_PRECISIONS = ("tf32", "fp8", "int4", "nvfp4", "best")
 """Words of the design that this version refuses by name instead of as a typing mistake."""
@@ -214,10 +217,28 @@ def _explain(message: str) -> str:
     """Turn ``Expected ... - at `$.gates.max_drop` `` into ``[gates] max_drop: ...``."""
     text, _, place = message.partition(" - at `$")
     keys = [key for key in place.rstrip("`").split(".") if key]
+    text += _allowed(text, keys)
     if not keys:
         return text
     table, *rest = keys
     return f"[{table}] {'.'.join(rest)}: {text}" if rest else f"[{table}]: {text}"
+
+
+def _allowed(text: str, keys: list[str]) -> str:
+    """Return what could stand in the place of an unknown key or word, nearest first."""
+    table = {field.name: field.type for field in msgspec.structs.fields(_File)}.get(
+        keys[0] if keys else "", _File
+    )
+    if "unknown field" in text and len(keys) <= 1:
+        words = [field.name for field in msgspec.structs.fields(table)]
+    elif "enum value" in text and keys[-1] in _WORDS:
+        words = list(_WORDS[keys[-1]])
+    else:
+        return ""
+    wrong = text.rpartition(" ")[2].strip("`'")
+    near = difflib.get_close_matches(wrong, words, n=1)
+    rest = [word for word in words if word not in near]
+    return f"; expected {' or '.join([*near, ', '.join(rest)])}"
 
 
 def json_schema() -> dict[str, object]:
