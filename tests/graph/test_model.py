@@ -263,7 +263,7 @@ def test_a_tensor_that_contradicts_itself_is_refused_by_name(
     [
         ({"location": "../w.bin"}, "outside"),
         ({"location": "link.bin"}, "outside"),
-        ({"location": "circle.bin"}, "outside"),
+        ({"location": "circle.bin"}, "outside|symbolic links"),  # Python 3.13 resolves circles
         ({"location": "a\0b"}, "outside"),
         ({"location": ""}, "outside"),
         ({"location": "/etc/hostname"}, "outside"),
