@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from trtbuild.backends import staging
 from trtbuild.errors import BuildError
+from trtbuild.graph.content import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -107,7 +108,7 @@ def _check_onnx(path: Path, model: onnx.ModelProto) -> None:
     for output in model.graph.output:
         output.type.tensor_type.shape.SetInParent()
     external = any(
-        tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in staging.tensors(model)
+        tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(model)
     )
     try:
         onnx.checker.check_model(str(path) if external else model)

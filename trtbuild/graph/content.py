@@ -45,7 +45,7 @@ def content_digest(proto: onnx.ModelProto, path: Path) -> str:
     for field in ("producer_name", "producer_version", "doc_string", "model_version", "domain"):
         proto.ClearField(field)
     proto.ClearField("metadata_props")
-    for tensor in _tensors(proto):
+    for tensor in tensors(proto):
         digest = _tensor_digest(tensor, path)
         for field in _DATA_FIELDS:
             tensor.ClearField(field)
@@ -62,7 +62,7 @@ def content_digest(proto: onnx.ModelProto, path: Path) -> str:
 
 def external_locations(proto: onnx.ModelProto) -> tuple[str, ...]:
     """Return the files of external data that a model names, each once, in order of use."""
-    external = (tensor for tensor in _tensors(proto) if _is_external(tensor))
+    external = (tensor for tensor in tensors(proto) if _is_external(tensor))
     return tuple(dict.fromkeys(_entries(tensor).get("location", "") for tensor in external))
 
 
@@ -81,11 +81,11 @@ def _clear_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
         node.ClearField("metadata_props")
         for attribute in node.attribute:
             attribute.ClearField("doc_string")
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             _clear_graph(subgraph)
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor that carries data, in subgraphs and functions too, in file order."""
     yield from _graph_tensors(proto.graph)
     for function in proto.functions:
@@ -105,11 +105,12 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             yield from _graph_tensors(subgraph)
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that a node holds as attributes: the branches of If, a loop's body."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g

@@ -21,7 +21,7 @@ from trtbuild.store import make_record, put_plan
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trtbuild.engine import BuildRecord, Layers, Precision
+    from trtbuild.engine import Layers, Precision
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.targets import Planned
@@ -138,7 +138,7 @@ def build_engine(
             int8_mac_share=_int8_share(record.layers, count_macs(graph, profile)),
             fused_layers=_fused(record.layers, quantizer_names(graph)),
             warnings=record.warnings,
-            build_seconds=_milliseconds(record),
+            build_seconds=round(record.seconds, 3),
             peak_rss_bytes=record.peak_rss_bytes,
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             trtbuild_version=trtbuild.__version__,
@@ -178,7 +178,3 @@ def _int8_share(layers: Layers, macs: Mapping[str, int]) -> float:
 def _fused(layers: Layers, quantizers: frozenset[str]) -> int:
     """Return how many layers cover more than one operator beside Q/DQ."""
     return sum(len(set(layer.nodes) - quantizers) > 1 for layer in layers.layers)
-
-
-def _milliseconds(record: BuildRecord) -> float:
-    return round(record.seconds, 3)
