@@ -9,7 +9,8 @@ from trtbuild.engine import Value
 from trtbuild.errors import UsageError
 from trtbuild.graph.model import load_model, read_graph, save_model
 from trtbuild.pipeline.context import working
-from trtbuild.pipeline.network import measured, optimized
+from trtbuild.pipeline.quantizing import measured
+from trtbuild.pipeline.simplify import optimized
 from trtbuild.pipeline.source import export_source, open_data
 from trtbuild.quantization.methods import METHODS, amax
 from trtbuild.quantization.thresholds import INT8_STEPS

@@ -10,10 +10,13 @@ import msgspec
 from trtbuild.backends import backend
 from trtbuild.errors import BuildError, TrustError
 from trtbuild.pipeline import recall
+from trtbuild.pipeline.cast import cast
 from trtbuild.pipeline.context import working
 from trtbuild.pipeline.engines import Built, build_engine, profile_of
 from trtbuild.pipeline.memo import merged
-from trtbuild.pipeline.network import Network, cast, optimized, quantized
+from trtbuild.pipeline.network import Network
+from trtbuild.pipeline.quantizing import quantized
+from trtbuild.pipeline.simplify import optimized
 from trtbuild.pipeline.source import export_source, open_data
 from trtbuild.pipeline.verification import (
     Race,

@@ -15,7 +15,7 @@ from trtbuild.backends.ort_session import open_graph
 from trtbuild.batches import rechunk
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
-from trtbuild.pipeline.network import judging
+from trtbuild.pipeline.held_out import judging
 from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize

@@ -1,0 +1,208 @@
+"""The stages from ranges to Q/DQ graphs: choose thresholds, write the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import NAMES, backend
+from trtbuild.backends.fingerprint import version
+from trtbuild.backends.scheme import Scheme
+from trtbuild.engine import Value
+from trtbuild.errors import BuildError
+from trtbuild.pipeline.choice import PLAIN_MAX, choose
+from trtbuild.pipeline.choice import VERSION as RULE
+from trtbuild.pipeline.keeping import kept_nodes
+from trtbuild.pipeline.network import Network
+from trtbuild.pipeline.ranges import ranges_for
+from trtbuild.pipeline.trials import Plan, Trials
+from trtbuild.quantization import quantize as quantizer
+from trtbuild.quantization.methods import candidates
+from trtbuild.quantization.thresholds import thresholds, thresholds_digest
+from trtbuild.report.document import CalibrationRow
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trtbuild.graph import Graph
+    from trtbuild.pipeline.choice import Trial
+    from trtbuild.pipeline.context import Context
+    from trtbuild.pipeline.source import Data
+    from trtbuild.quantization.placement import Placement
+    from trtbuild.quantization.ranges import Ranges
+
+_NAIVE = f"{PLAIN_MAX}, no node kept"
+"""The row of the calibration table that shows what keep_float is for."""
+
+
+class _ChoiceKey(Value, frozen=True, kw_only=True):
+    graph_sha256: str
+    scheme: Scheme
+    plans: tuple[tuple[str, str], ...]
+    evaluation_sha256: str
+    metric_sha256: str
+    runtime: str
+    version: int
+    rule: int
+
+
+class _Choice(Value, frozen=True, kw_only=True):
+    method: str
+    rows: tuple[CalibrationRow, ...]
+
+
+class _NetworkKey(Value, frozen=True, kw_only=True):
+    graph_sha256: str
+    thresholds_sha256: str
+    scheme: Scheme
+    keep_float: tuple[str, ...]
+    version: int
+
+
+class _Nothing(Value, frozen=True, kw_only=True):
+    """A stage that finds out nothing beside its graph."""
+
+
+def quantized(
+    context: Context, graph: Graph, data: Data, schemes: tuple[Scheme, ...]
+) -> dict[str, Network]:
+    """Return the INT8 network of each scheme, by its name.
+
+    Raises:
+        BuildError: the model is quantized already, or has nothing to quantize.
+        DataError: the data does not fit the model, or activations are not finite.
+    """
+    placements = _placements(context, graph, schemes)
+    ranges, _ = ranges_for(context, graph, data, schemes, placements.values())
+    networks = {}
+    for scheme in schemes:
+        work = _Quantizing(context, graph, data, scheme, placements[scheme.name])
+        networks[scheme.name] = work.network(ranges)
+    return networks
+
+
+def measured(context: Context, graph: Graph, data: Data) -> tuple[Ranges, str]:
+    """Return the ranges that any backend needs to quantize ``graph``, and their digest.
+
+    Raises:
+        BuildError: the model is quantized already, or has nothing to quantize.
+        DataError: the data does not fit the model, or activations are not finite.
+    """
+    schemes = tuple(backend(name).SCHEME for name in NAMES)
+    placements = _placements(context, graph, schemes)
+    return ranges_for(context, graph, data, schemes, placements.values())
+
+
+def _placements(
+    context: Context, graph: Graph, schemes: tuple[Scheme, ...]
+) -> dict[str, Placement]:
+    keep_float = context.recipe.quantization.keep_float
+    placements = {s.name: quantizer.placement_of(graph, s, keep_float) for s in schemes}
+    kept_nodes(context, graph)
+    for placement in placements.values():
+        _expect_nodes(context, placement)
+    return placements
+
+
+def _expect_nodes(context: Context, placement: Placement) -> None:
+    if not placement.nodes:
+        raise BuildError(
+            f"{context.recipe.name}: nothing can be quantized: the graph has no Conv, Gemm or "
+            f"MatMul with constant float32 weights (or keep_float names them all). "
+            f"Export the model with its weights, or ask for fp16"
+        )
+
+
+class _Quantizing:
+    """One scheme on its way from ranges to a Q/DQ graph."""
+
+    def __init__(
+        self, context: Context, graph: Graph, data: Data, scheme: Scheme, placement: Placement
+    ) -> None:
+        self._context = context
+        self._graph = graph
+        self._data = data
+        self._scheme = scheme
+        self._placement = placement
+        # The twin of a TensorRT graph must compute what is written; integer kernels are what
+        # an asymmetric engine runs on this machine.
+        self._fused = scheme.activation == "uint8"
+
+    def network(self, ranges: Ranges) -> Network:
+        plans = {
+            method: self._plan(ranges, method, self._placement)
+            for method in candidates(self._context.recipe.quantization.method)
+        }
+        choice = self._choice(plans, self._naive(ranges))
+        graph = self._written(plans[choice.method])
+        return Network(graph=graph, twin=graph, fused=self._fused, rows=choice.rows)
+
+    def _plan(self, ranges: Ranges, method: str, placement: Placement) -> Plan:
+        intervals = thresholds(ranges, placement.observed, method, self._scheme)
+        return Plan(graph=self._graph, placement=placement, intervals=intervals)
+
+    def _naive(self, ranges: Ranges) -> dict[str, Plan]:
+        """Return plain max on every node, to show what keep_float is for; none without it."""
+        if not self._context.recipe.quantization.keep_float:
+            return {}
+        placement = quantizer.placement_of(self._graph, self._scheme, ())
+        return {_NAIVE: self._plan(ranges, PLAIN_MAX, placement)}
+
+    def _written(self, plan: Plan) -> Graph:
+        key = _NetworkKey(
+            graph_sha256=plan.graph.sha256,
+            thresholds_sha256=thresholds_digest(plan.intervals),
+            scheme=self._scheme,
+            keep_float=self._context.recipe.quantization.keep_float,
+            version=quantizer.VERSION,
+        )
+
+        def make(out: Path) -> tuple[Graph, _Nothing]:
+            return plan.write(self._scheme, out), _Nothing()
+
+        name = f"quantize for {self._scheme.name}"
+        return self._context.remembered_graph(name, "network", key, _Nothing, make)[0]
+
+    def _choice(self, plans: dict[str, Plan], naive: dict[str, Plan]) -> _Choice:
+        if len(plans) == 1:
+            method = next(iter(plans))
+            row = CalibrationRow(
+                method=method, scheme=self._scheme.name, metric=None, sqnr_db=None, chosen=True
+            )
+            return _Choice(method=method, rows=(row,))
+        key = _ChoiceKey(
+            graph_sha256=self._graph.sha256,
+            scheme=self._scheme,
+            plans=tuple((name, plan.digest) for name, plan in (plans | naive).items()),
+            evaluation_sha256=self._data.info.evaluation_sha256,
+            metric_sha256=self._data.info.metric_sha256,
+            runtime=f"onnxruntime {version('onnxruntime')}",
+            version=quantizer.VERSION,
+            rule=RULE,
+        )
+        name = f"choose method for {self._scheme.name}"
+        return self._context.remembered(
+            name, "choice", key, _Choice, lambda: self._try(plans, naive)
+        )
+
+    def _try(self, plans: dict[str, Plan], naive: dict[str, Plan]) -> _Choice:
+        """Quantize with every method, and run them all against the unquantized graph."""
+        trials = Trials(
+            context=self._context,
+            data=self._data,
+            reference=self._graph,
+            scheme=self._scheme,
+            fused=self._fused,
+        ).run(plans | naive)
+        chosen = choose([trials[name] for name in plans], self._data.provider.metric)
+        rows = tuple(self._row(each, chosen=each is chosen) for each in trials.values())
+        return _Choice(method=chosen.method, rows=rows)
+
+    def _row(self, trial: Trial, *, chosen: bool) -> CalibrationRow:
+        finite = abs(trial.sqnr_db) != float("inf")
+        return CalibrationRow(
+            method=trial.method,
+            scheme=self._scheme.name,
+            metric=trial.metric,
+            sqnr_db=trial.sqnr_db if finite else None,
+            chosen=chosen,
+        )
