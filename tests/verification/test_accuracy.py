@@ -76,6 +76,7 @@ def test_an_equal_output_has_no_noise_and_a_zero_one_no_cosine() -> None:
     [
         np.ones(6, np.float32),
         np.ones((6, 1), np.float32),
+        np.ones((6, 1, 2, 2), np.float32),
         np.arange(12, dtype=np.int64).reshape(6, 2),
         np.ones((6, 2), np.bool_),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -136,8 +137,15 @@ def _targets(arguments: Arguments) -> tuple[str, ...]:
     if name not in _BACKENDS:
         raise UsageError(f"--backend {name}: expected one of {', '.join(_BACKENDS)}")
     if arguments.arch:
-        return tuple(f"{_backend_for(name, arch)}:{arch}" for arch in arguments.arch)
+        archs = tuple(_arch(text) for text in arguments.arch)
+        return tuple(f"{_backend_for(name, arch)}:{arch}" for arch in archs)
     return () if name == "auto" else (name,)
+
+
+def _arch(text: str) -> str:
+    """Return ``sm_89`` for the ways in which people write it: 8.9, 89, sm89, SM_89."""
+    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text, re.IGNORECASE)
+    return f"sm_{found[1]}{found[2]}" if found else text
 
 
 def _backend_for(name: str, arch: str) -> str:

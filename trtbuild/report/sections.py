@@ -48,7 +48,10 @@ def measured_on(verification: Verification) -> str:
 def verdict(report: Report) -> str:
     """Return the one line that says how the run ended."""
     failed = sum(not engine.verification.passed for engine in report.engines)
-    twins = sum(engine.verification.measured_on == "twin" for engine in report.engines)
+    twins = sum(
+        engine.verification.measured_on == "twin" and engine.verification.samples > 0
+        for engine in report.engines
+    )
     engines = _count(len(report.engines), "engine")
     if failed:
         line = f"FAILED: {failed} of {engines} failed a gate"

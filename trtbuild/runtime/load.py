@@ -41,7 +41,9 @@ def load(engine: str | Path, store: str = "") -> Session:
     module = runtime(target.backend)
     reason = module.cannot_run(target)
     if reason:
-        raise TrustError(f"engine {key[:12]} for {target} cannot run here: {reason}")
+        raise TrustError(
+            f"engine {manifest.sha256[:12]} for {target} cannot run here: {reason}"
+        )
     check_version(manifest)
     return module.open_session(opened.read(manifest.sha256), target)
 
@@ -58,6 +60,6 @@ def check_version(manifest: Manifest) -> None:
     installed = backend(target.backend).fingerprint(target).version
     if installed != built_with:
         raise TrustError(
-            f"engine {manifest.key[:12]} was built with {target.backend} {built_with}, here is "
-            f"{installed}: build it again with this version, or install that one"
+            f"engine {manifest.sha256[:12]} was built with {target.backend} {built_with}, here "
+            f"is {installed}: build it again with this version, or install that one"
         )

@@ -25,6 +25,9 @@ Scores = npt.NDArray[np.float64]
 
 _CHUNK_ELEMENTS = 1 << 20
 
+_CLASS_RANKS = (2, 3)
+"""[samples, classes] and [samples, positions, classes]; the last axis of a map is a width."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -286,4 +289,4 @@ class _OutputSums:
 
 def _has_argmax(array: Array) -> bool:
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return floating and array.ndim > 1 and array.shape[-1] > 1
+    return floating and array.ndim in _CLASS_RANKS and array.shape[-1] > 1
