@@ -10,12 +10,14 @@ from trtbuild.canonical import digest
 from trtbuild.engine import Value
 from trtbuild.pipeline.source import calibration
 from trtbuild.quantization import calibrate
+from trtbuild.quantization import channel_statistics as channels
+from trtbuild.quantization import extremes as scan
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.ranges import load_ranges, ranges_digest, save_ranges
 from trtbuild.store import make_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from trtbuild.backends.scheme import Scheme
     from trtbuild.graph import Graph
@@ -31,6 +33,26 @@ class _RangesKey(Value, frozen=True, kw_only=True):
     data_sha256: str
     tensors: tuple[str, ...]
     infinities: calibrate.Infinities
+    version: int
+    collector: str
+
+
+class _ScanKey(Value, frozen=True, kw_only=True):
+    graph_sha256: str
+    data_sha256: str
+    tensors: tuple[str, ...]
+    version: int
+    collector: str
+
+
+class _Extremes(Value, frozen=True, kw_only=True):
+    amax: dict[str, float]
+
+
+class _ChannelsKey(Value, frozen=True, kw_only=True):
+    graph_sha256: str
+    data_sha256: str
+    axes: tuple[tuple[str, int], ...]
     version: int
     collector: str
 
@@ -75,7 +97,7 @@ def ranges_of(
         tensors=tuple(sorted(tensors)),
         infinities=infinities,
         version=calibrate.VERSION,
-        collector=f"onnxruntime {version('onnxruntime')}",
+        collector=_collector(),
     )
     key = digest("ranges/v1", preimage)
 
@@ -100,3 +122,64 @@ def ranges_of(
     record = context.stage("calibrate", "ranges", key, make)
     detail = record.read(_RangesDetail)
     return load_ranges(context.store.verified_path(record.blobs[0].sha256)), detail.sha256
+
+
+def extremes_of(
+    context: Context, graph: Graph, data: Data, tensors: tuple[str, ...]
+) -> tuple[dict[str, float], str]:
+    """Return the largest finite magnitude of ``tensors`` over the data, and their digest."""
+    key = _ScanKey(
+        graph_sha256=graph.sha256,
+        data_sha256=data.info.calibration_sha256,
+        tensors=tuple(sorted(tensors)),
+        version=scan.VERSION,
+        collector=_collector(),
+    )
+
+    def make() -> _Extremes:
+        with context.store.scratch() as folder:
+            batches = calibration(data, graph)
+            found = scan.extremes(graph, tensors, batches, folder, _counting(context, "scan"))
+        return _Extremes(amax=found)
+
+    found = context.remembered("scan for overflow", "extremes", key, _Extremes, make)
+    return found.amax, digest("extremes-content/v1", found)
+
+
+def channel_statistics_of(
+    context: Context, graph: Graph, data: Data, tensors: Mapping[str, int]
+) -> tuple[dict[str, channels.ChannelStatistics], str]:
+    """Return the statistics of each channel of ``tensors`` over the data, and their digest.
+
+    ``tensors`` maps each tensor to the axis of its channels.
+    """
+    preimage = _ChannelsKey(
+        graph_sha256=graph.sha256,
+        data_sha256=data.info.calibration_sha256,
+        axes=tuple(sorted(tensors.items())),
+        version=channels.VERSION,
+        collector=_collector(),
+    )
+    key = digest("channels/v1", preimage)
+
+    def make() -> Record:
+        with context.store.scratch() as folder:
+            said = _counting(context, "channels")
+            found = channels.channel_statistics(
+                graph, tensors, calibration(data, graph), folder, said
+            )
+            blob = context.store.put_bytes("channels.npz", channels.to_bytes(found))
+        return make_record("channels", key, preimage, None, (blob,))
+
+    context.say(f"measure the channels of {len(tensors)} tensors")
+    record = context.stage("measure channels", "channels", key, make)
+    stored = context.store.read(record.blobs[0].sha256)
+    return channels.from_bytes(stored), record.blobs[0].sha256
+
+
+def _collector() -> str:
+    return f"onnxruntime {version('onnxruntime')}"
+
+
+def _counting(context: Context, what: str) -> Callable[[int], None]:
+    return lambda seen: context.say(f"{what}: {seen} samples")

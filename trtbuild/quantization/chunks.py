@@ -1,0 +1,59 @@
+"""Run calibration samples in chunks of one size, however the provider cut its batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtbuild.batches import rechunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from trtbuild.batches import Array, Batch
+    from trtbuild.graph import Graph
+
+CHUNK = 8
+"""Samples in one forward pass where the model leaves it open."""
+
+
+def fixed_size(graph: Graph) -> int | None:
+    """Return the batch size of all inputs, 0 if they differ, None if it is open."""
+    first = {spec.shape[0] if spec.shape else 0 for spec in graph.inputs}
+    sizes = [size for size in first if isinstance(size, int)]
+    if not sizes:
+        return None
+    return sizes[0] if len(first) == 1 else 0
+
+
+def chunked(batches: Iterable[Batch], graph: Graph, size: int) -> Iterator[Batch]:
+    """Yield the samples in chunks of ``size``; batches as they are where it is 0."""
+    names = [spec.name for spec in graph.inputs]
+    if size:
+        return rechunk(batches, names, size)
+    return ({name: batch[name] for name in names} for batch in batches)
+
+
+def samples(chunk: Mapping[str, Array]) -> int:
+    """Return how many samples a chunk holds; one that has no samples counts as one."""
+    return max((array.shape[0] for array in chunk.values() if array.ndim), default=1)
+
+
+def is_short(chunk: Mapping[str, Array], size: int) -> bool:
+    """Return whether a chunk has samples, and fewer than ``size``."""
+    lengths = {array.shape[:1] for array in chunk.values()}
+    return len(lengths) == 1 and lengths != {()} and samples(chunk) < size
+
+
+def filled(chunk: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """Return a short chunk filled up to ``size`` with copies of its last sample.
+
+    Kernels may add in another order for another number of rows: a full chunk keeps the
+    arithmetic of every sample the same.
+    """
+    missing = size - samples(chunk)
+    return {
+        name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+        for name, array in chunk.items()
+    }
