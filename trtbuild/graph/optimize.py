@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from trtbuild.graph import Graph
 
-VERSION = 1
+VERSION = 2
 """Part of the key of an optimized graph; raised when a pass starts to give other graphs."""
 
 PASSES = (
@@ -54,7 +54,7 @@ def optimize(graph: Graph, out: Path) -> tuple[Graph, tuple[PassChange, ...]]:
     """Return the simplified graph, written to ``out``, and what each pass changed.
 
     Every node of the result has a name of its own, and every tensor the type and shape that
-    inference can tell. Passes that changed nothing are left out of the list.
+    inference can tell. A tensor that keeps its name keeps its values. Passes that changed nothing are left out of the list.
 
     Raises:
         BuildError: the opset is too old and cannot be raised, or a node of constants cannot

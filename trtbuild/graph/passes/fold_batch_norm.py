@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtbuild.graph.passes.rewiring import new_constant, replace_node
+from trtbuild.graph.passes.rewiring import absorb_node, new_constant
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -81,4 +81,4 @@ def _fold(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
     layer.resize_inputs(3)
     layer.replace_input_with(1, new_constant(graph, f"{layer.name}.folded_weight", new_weight))
     layer.replace_input_with(2, new_constant(graph, f"{layer.name}.folded_bias", new_bias))
-    replace_node(norm, layer.outputs[0])
+    absorb_node(norm, layer.outputs[0])

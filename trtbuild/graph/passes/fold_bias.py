@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtbuild.graph.passes.channels import convolution_and_constant
-from trtbuild.graph.passes.rewiring import new_constant, replace_node
+from trtbuild.graph.passes.rewiring import absorb_node, new_constant
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,7 +27,7 @@ def fold_bias(model: ir.Model) -> tuple[str, ...]:
         layer.replace_input_with(
             2, new_constant(model.graph, name, _plus_bias(layer, constant))
         )
-        replace_node(add, layer.outputs[0])
+        absorb_node(add, layer.outputs[0])
         folded += 1
     return (f"{folded} additions folded into a bias",) if folded else ()
 

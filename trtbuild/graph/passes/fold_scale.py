@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtbuild.graph.passes.channels import convolution_and_constant
-from trtbuild.graph.passes.rewiring import new_constant, replace_node
+from trtbuild.graph.passes.rewiring import absorb_node, new_constant
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,7 +27,7 @@ def fold_scale(model: ir.Model) -> tuple[str, ...]:
         layer, factor = found
         for index in range(1, len(layer.inputs)):
             _scale(model.graph, layer, index, factor)
-        replace_node(mul, layer.outputs[0])
+        absorb_node(mul, layer.outputs[0])
         folded += 1
     return (f"{folded} multiplications folded into weights",) if folded else ()
 

@@ -41,6 +41,17 @@ def replace_node(node: ir.Node, source: ir.Value) -> None:
         source.name = renamed
 
 
+def absorb_node(node: ir.Node, source: ir.Value) -> None:
+    """Remove ``node``, whose work the node before it does now; ``source`` takes its name.
+
+    So a name stands for the same values before and after: what was measured of a tensor of the
+    user's graph (a TensorRT calibration cache, for example) holds for ours of that name.
+    """
+    name = node.outputs[0].name
+    replace_node(node, source)
+    source.name = name
+
+
 def new_constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
     """Add an initializer called ``name``, or ``name_1`` and so on where that is taken."""
     free, number = name, 0
