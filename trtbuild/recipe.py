@@ -64,7 +64,8 @@ class Quantization(Value, frozen=True, kw_only=True):
 
     ``provider`` is a provider's file, an ``.npz`` file or a folder of ``.npy`` files;
     ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names
-    (shell patterns) that stay in floating point.
+    (shell patterns) that stay in floating point. ``trt_cache`` is a calibration cache of
+    TensorRT 4 to 10: its scales are taken as they are, the data is for tensors that it lacks.
     """
 
     precision: Precision = "fp32"
@@ -72,13 +73,19 @@ class Quantization(Value, frozen=True, kw_only=True):
     evaluation: str | None = None
     method: Method = "auto"
     keep_float: tuple[str, ...] = ()
+    trt_cache: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse INT8 without data."""
-        if self.precision == "int8" and self.provider is None:
+        """Refuse INT8 without data, and a calibration cache without INT8."""
+        if self.precision == "int8" and self.provider is None and self.trt_cache is None:
             message = (
                 "precision int8 needs calibration data: name a provider, an .npz file or a "
                 "folder (random data is never used silently)"
+            )
+            raise ValueError(message)
+        if self.precision != "int8" and self.trt_cache is not None:
+            message = (
+                f"trt_cache holds scales for precision int8, the precision is {self.precision}"
             )
             raise ValueError(message)
 

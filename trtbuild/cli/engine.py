@@ -51,6 +51,14 @@ KeepFloatOption = Annotated[
     list[str] | None,
     typer.Option("--keep-float", metavar="NODE", help="ONNX nodes (patterns) kept in float."),
 ]
+TrtCacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from-trt-cache",
+        metavar="FILE",
+        help="Scales of a TensorRT 4 to 10 calibration cache; implies int8.",
+    ),
+]
 MaxDropOption = Annotated[
     float | None, typer.Option("--max-drop", help="Gate: largest drop of the metric.")
 ]
@@ -75,6 +83,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     method: MethodOption = None,
     shape: ShapeOption = None,
     keep_float: KeepFloatOption = None,
+    from_trt_cache: TrtCacheOption = None,
     max_drop: MaxDropOption = None,
     min_speedup: MinSpeedupOption = None,
     optimization_level: LevelOption = None,
@@ -98,6 +107,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         method=method,
         shape=tuple(shape or ()),
         keep_float=tuple(keep_float or ()),
+        trt_cache=from_trt_cache,
         max_drop=max_drop,
         min_speedup=min_speedup,
         optimization_level=optimization_level,

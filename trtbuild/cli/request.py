@@ -41,6 +41,7 @@ class Arguments(Value, frozen=True, kw_only=True):
     method: str | None = None
     shape: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
+    trt_cache: str | None = None
     max_drop: float | None = None
     min_speedup: float | None = None
     optimization_level: int | None = None
@@ -95,6 +96,8 @@ def _described(source: str) -> Recipe:
 
 def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
     precision = arguments.precision or table.precision
+    if arguments.trt_cache and table == Quantization():
+        precision = arguments.precision or "int8"
     if precision in UNSUPPORTED_PRECISIONS:
         raise UsageError(
             f"--precision {precision}: not built by this version; expected one of "
@@ -114,9 +117,15 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             evaluation=_path(arguments.evaluation) or table.evaluation,
             method=cast("Method", method),
             keep_float=arguments.keep_float or table.keep_float,
+            trt_cache=_path(arguments.trt_cache) or table.trt_cache,
         )
     except ValueError as error:
-        raise RecipeError(f"{error}. Use --calibration PROVIDER.py|FILE.npz|FOLDER") from error
+        remedy = (
+            "--calibration PROVIDER.py|FILE.npz|FOLDER"
+            if precision == "int8"
+            else "--precision int8"
+        )
+        raise RecipeError(f"{error}. Use {remedy}") from error
 
 
 def _gates(table: Gates, arguments: Arguments) -> Gates:

@@ -54,7 +54,8 @@ def optimize(graph: Graph, out: Path) -> tuple[Graph, tuple[PassChange, ...]]:
     """Return the simplified graph, written to ``out``, and what each pass changed.
 
     Every node of the result has a name of its own, and every tensor the type and shape that
-    inference can tell. A tensor that keeps its name keeps its values. Passes that changed nothing are left out of the list.
+    inference can tell. A tensor that keeps its name keeps its values. Passes that changed
+    nothing are left out of the list.
 
     Raises:
         BuildError: the opset is too old and cannot be raised, or a node of constants cannot

@@ -158,7 +158,10 @@ def build_engine(
 
 def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:
     """Return the recipe of an engine: a baseline has another precision than the recipe."""
-    quantization = msgspec.structs.replace(recipe.quantization, precision=precision)
+    table = recipe.quantization
+    quantization = msgspec.structs.replace(
+        table, precision=precision, trt_cache=table.trt_cache if precision == "int8" else None
+    )
     return msgspec.structs.replace(recipe, quantization=quantization)
 
 

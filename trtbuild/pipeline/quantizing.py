@@ -12,6 +12,7 @@ from trtbuild.errors import BuildError
 from trtbuild.pipeline.choice import PLAIN_MAX, choose
 from trtbuild.pipeline.choice import VERSION as RULE
 from trtbuild.pipeline.keeping import kept_nodes
+from trtbuild.pipeline.legacy import given_by
 from trtbuild.pipeline.network import Network
 from trtbuild.pipeline.ranges import ranges_for
 from trtbuild.pipeline.trials import Plan, Trials
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
     from trtbuild.pipeline.choice import Trial
     from trtbuild.pipeline.context import Context
+    from trtbuild.pipeline.legacy import Given, Legacy
     from trtbuild.pipeline.source import Data
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.ranges import Ranges
+    from trtbuild.quantization.thresholds import Thresholds
 
 _NAIVE = f"{PLAIN_MAX}, no node kept"
 """The row of the calibration table that shows what keep_float is for."""
@@ -63,20 +66,30 @@ class _Nothing(Value, frozen=True, kw_only=True):
 
 
 def quantized(
-    context: Context, graph: Graph, data: Data, schemes: tuple[Scheme, ...]
+    context: Context,
+    graph: Graph,
+    data: Data | None,
+    schemes: tuple[Scheme, ...],
+    cache: Legacy | None,
 ) -> dict[str, Network]:
     """Return the INT8 network of each scheme, by its name.
 
+    Scales come from ``cache`` as far as it has them, the rest from ``data``.
+
     Raises:
         BuildError: the model is quantized already, or has nothing to quantize.
-        DataError: the data does not fit the model, or activations are not finite.
+        DataError: the data does not fit the model, activations are not finite, or ``cache``
+            lacks tensors and there is no calibration data.
     """
-    placements = _placements(context, graph, schemes)
-    ranges, _ = ranges_for(context, graph, data, schemes, placements.values())
+    placements = placements_of(context, graph, schemes)
+    given = {s.name: given_by(context, cache, graph, s, placements[s.name]) for s in schemes}
+    ranges: Ranges = {}
+    if data is not None and any(each.incomplete for each in given.values()):
+        ranges, _ = ranges_for(context, graph, data, schemes, placements.values())
     networks = {}
     for scheme in schemes:
         work = _Quantizing(context, graph, data, scheme, placements[scheme.name])
-        networks[scheme.name] = work.network(ranges)
+        networks[scheme.name] = work.network(ranges, given[scheme.name])
     return networks
 
 
@@ -88,13 +101,18 @@ def measured(context: Context, graph: Graph, data: Data) -> tuple[Ranges, str]:
         DataError: the data does not fit the model, or activations are not finite.
     """
     schemes = tuple(backend(name).SCHEME for name in NAMES)
-    placements = _placements(context, graph, schemes)
+    placements = placements_of(context, graph, schemes)
     return ranges_for(context, graph, data, schemes, placements.values())
 
 
-def _placements(
+def placements_of(
     context: Context, graph: Graph, schemes: tuple[Scheme, ...]
 ) -> dict[str, Placement]:
+    """Return what each scheme quantizes in ``graph``, by the scheme's name.
+
+    Raises:
+        BuildError: the model is quantized already, or has nothing to quantize.
+    """
     keep_float = context.recipe.quantization.keep_float
     placements = {s.name: quantizer.placement_of(graph, s, keep_float) for s in schemes}
     kept_nodes(context, graph)
@@ -116,7 +134,12 @@ class _Quantizing:
     """One scheme on its way from ranges to a Q/DQ graph."""
 
     def __init__(
-        self, context: Context, graph: Graph, data: Data, scheme: Scheme, placement: Placement
+        self,
+        context: Context,
+        graph: Graph,
+        data: Data | None,
+        scheme: Scheme,
+        placement: Placement,
     ) -> None:
         self._context = context
         self._graph = graph
@@ -127,17 +150,22 @@ class _Quantizing:
         # an asymmetric engine runs on this machine.
         self._fused = scheme.activation == "uint8"
 
-    def network(self, ranges: Ranges) -> Network:
+    def network(self, ranges: Ranges, given: Given) -> Network:
+        methods = candidates(self._context.recipe.quantization.method)
         plans = {
-            method: self._plan(ranges, method, self._placement)
-            for method in candidates(self._context.recipe.quantization.method)
+            given.label(method): self._plan(ranges, method, self._placement, given.intervals)
+            for method in (methods if given.incomplete else ("",))
         }
-        choice = self._choice(plans, self._naive(ranges))
+        # What keep_float is for is shown with ranges of every node, which a cache may lack.
+        choice = self._choice(plans, {} if given.intervals else self._naive(ranges))
         graph = self._written(plans[choice.method])
         return Network(graph=graph, twin=graph, fused=self._fused, rows=choice.rows)
 
-    def _plan(self, ranges: Ranges, method: str, placement: Placement) -> Plan:
-        intervals = thresholds(ranges, placement.observed, method, self._scheme)
+    def _plan(
+        self, ranges: Ranges, method: str, placement: Placement, known: Thresholds
+    ) -> Plan:
+        rest = [tensor for tensor in placement.observed if tensor not in known]
+        intervals = known | thresholds(ranges, rest, method, self._scheme)
         return Plan(graph=self._graph, placement=placement, intervals=intervals)
 
     def _naive(self, ranges: Ranges) -> dict[str, Plan]:
@@ -145,7 +173,7 @@ class _Quantizing:
         if not self._context.recipe.quantization.keep_float:
             return {}
         placement = quantizer.placement_of(self._graph, self._scheme, ())
-        return {_NAIVE: self._plan(ranges, PLAIN_MAX, placement)}
+        return {_NAIVE: self._plan(ranges, PLAIN_MAX, placement, {})}
 
     def _written(self, plan: Plan) -> Graph:
         key = _NetworkKey(
@@ -163,7 +191,8 @@ class _Quantizing:
         return self._context.remembered_graph(name, "network", key, _Nothing, make)[0]
 
     def _choice(self, plans: dict[str, Plan], naive: dict[str, Plan]) -> _Choice:
-        if len(plans) == 1:
+        data = self._data
+        if len(plans) == 1 or data is None:
             method = next(iter(plans))
             row = CalibrationRow(
                 method=method, scheme=self._scheme.name, metric=None, sqnr_db=None, chosen=True
@@ -173,27 +202,27 @@ class _Quantizing:
             graph_sha256=self._graph.sha256,
             scheme=self._scheme,
             plans=tuple((name, plan.digest) for name, plan in (plans | naive).items()),
-            evaluation_sha256=self._data.info.evaluation_sha256,
-            metric_sha256=self._data.info.metric_sha256,
+            evaluation_sha256=data.info.evaluation_sha256,
+            metric_sha256=data.info.metric_sha256,
             runtime=f"onnxruntime {version('onnxruntime')}",
             version=quantizer.VERSION,
             rule=RULE,
         )
         name = f"choose method for {self._scheme.name}"
         return self._context.remembered(
-            name, "choice", key, _Choice, lambda: self._try(plans, naive)
+            name, "choice", key, _Choice, lambda: self._try(plans, naive, data)
         )
 
-    def _try(self, plans: dict[str, Plan], naive: dict[str, Plan]) -> _Choice:
+    def _try(self, plans: dict[str, Plan], naive: dict[str, Plan], data: Data) -> _Choice:
         """Quantize with every method, and run them all against the unquantized graph."""
         trials = Trials(
             context=self._context,
-            data=self._data,
+            data=data,
             reference=self._graph,
             scheme=self._scheme,
             fused=self._fused,
         ).run(plans | naive)
-        chosen = choose([trials[name] for name in plans], self._data.provider.metric)
+        chosen = choose([trials[name] for name in plans], data.provider.metric)
         rows = tuple(self._row(each, chosen=each is chosen) for each in trials.values())
         return _Choice(method=chosen.method, rows=rows)
 

@@ -13,6 +13,7 @@ from trtbuild.pipeline import recall
 from trtbuild.pipeline.cast import cast
 from trtbuild.pipeline.context import working
 from trtbuild.pipeline.engines import Built, build_engine, profile_of
+from trtbuild.pipeline.legacy import legacy
 from trtbuild.pipeline.memo import merged
 from trtbuild.pipeline.network import Network
 from trtbuild.pipeline.quantizing import quantized
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from trtbuild.engine import Manifest, Precision, ShapeRange
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
+    from trtbuild.pipeline.legacy import Legacy
     from trtbuild.pipeline.source import Data, ExportedSource
     from trtbuild.pipeline.targets import Plan, Planned
     from trtbuild.pipeline.verification import Timing
@@ -140,7 +142,8 @@ class _Run:
         source = export_source(context, data)
         graph = optimized(context, source.graph)
         profile = profile_of(context, graph)
-        networks = self._networks(graph, data)
+        cache = legacy(context, source.graph)
+        networks = self._networks(graph, data, cache)
         built = self._found(networks) if self._manifest else self._build(networks, profile)
         reports = self._verified(source, data, graph, built, profile)
         report = Report(
@@ -158,13 +161,19 @@ class _Run:
             findings=tuple(context.findings),
         )
         dependencies = source.dependencies
-        return report, merged(dependencies, data.dependencies) if data else dependencies
+        if data is not None:
+            dependencies = merged(dependencies, data.dependencies)
+        if cache is not None:
+            dependencies = merged(dependencies, cache.dependencies)
+        return report, dependencies
 
-    def _networks(self, graph: Graph, data: Data | None) -> dict[str, Network]:
+    def _networks(
+        self, graph: Graph, data: Data | None, cache: Legacy | None
+    ) -> dict[str, Network]:
         """Return the network of each scheme, by the scheme's name."""
         schemes = tuple({s.name: s for s in map(_scheme, self._work.plan.planned)}.values())
-        if self._precision == "int8" and data is not None:
-            return quantized(self._context, graph, data, schemes)
+        if self._precision == "int8":
+            return quantized(self._context, graph, data, schemes, cache)
         if self._precision == "fp32":
             network = Network(graph=graph, twin=graph, fused=True, rows=())
         else:

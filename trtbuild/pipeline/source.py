@@ -127,13 +127,16 @@ class ExportedSource:
 def open_data(context: Context) -> Data | None:
     """Return the data of the recipe, hashed once for as long as it does not change.
 
+    With a calibration cache, data for the evaluation alone will do.
+
     Raises:
         DataError: the provider cannot be loaded or raises.
     """
     table = context.recipe.quantization
-    if table.provider is None:
+    spec = table.provider or (table.evaluation if table.trt_cache is not None else None)
+    if spec is None:
         return None
-    folder, spec = context.recipe.folder, table.provider
+    folder = context.recipe.folder
     question = _DataQuestion(folder=str(folder), provider=spec, evaluation=table.evaluation)
     provider = load_provider(spec, folder, table.evaluation)
     known = memo.recall(context.store, question)

@@ -141,8 +141,10 @@ def _calibration(report: Report) -> Section:
         )
         for row in report.calibration
     )
+    tried = any(row.sqnr_db is not None for row in report.calibration)
+    how = " (all methods from one pass, tried on held-out data)" if tried else ""
     return Section(
-        title="Calibration (all methods from one pass, tried on held-out data)",
+        title=f"Calibration{how}",
         columns=_columns("method", "scheme", "#metric", "#SQNR dB", ""),
         rows=rows,
     )
