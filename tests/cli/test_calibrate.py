@@ -64,3 +64,59 @@ def test_a_call_that_cannot_work_is_refused(
     done = run("calibrate", "model.onnx", *options)
     assert (done.code, done.out) == (2, "")
     assert part in done.message
+
+
+def test_a_cache_is_written_for_tensorrt_8_and_tells_what_it_covers(run: Run) -> None:
+    options = ("--calibration", "data.npz", "--method", "mse")
+    done = run("calibrate", "model.onnx", *options, "--to-trt-cache", "new/m.cache")
+    assert done.code == 0, done.err
+    assert "TRT-8601-EntropyCalibration2, 9 scales by mse" in done.out
+    assert Path("new/m.cache").read_text().startswith("TRT-8601-EntropyCalibration2\nx: 3")
+
+    shown = run("calibrate", "model.onnx", "--from-trt-cache", "new/m.cache", "--json")
+    assert shown.code == 0, shown.err
+    rtx = next(s for s in shown.document["schemes"] if s["backends"] == ["tensorrt-rtx"])
+    assert [match["tensor"] for match in rtx["coverage"]["matches"]] == ["x", "r0", "flat"]
+
+
+def test_a_cache_that_is_too_little_is_shown_and_refused(run: Run) -> None:
+    Path("m.cache").write_text("TRT-8601-EntropyCalibration2\nx: 3cfdbad3\nr_0: 3cfdbad3\n")
+    done = run("calibrate", "model.onnx", "--from-trt-cache", "m.cache")
+    assert done.code == 2
+    assert "MISSING; entries like it: r_0" in done.out
+    assert "'r_0' fits no tensor of the model; tensors like it: r0" in done.out
+    assert "incomplete for every backend" in done.message
+    filled = ("--calibration", "data.npz")
+    assert run("calibrate", "model.onnx", "--from-trt-cache", "m.cache", *filled).code == 0
+    engine = run("engine", "model.onnx", "--from-trt-cache", "m.cache", "--arch", "sm_89")
+    assert (engine.code, engine.out) == (2, "")
+    assert "'r0' (entries like it: r_0)" in engine.message
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--to-trt-cache", "c"), "--calibration"),
+        (("--to-trt-cache", "c", "--calibration", "data.npz", "--method", "auto"), "mse"),
+        (
+            ("--to-trt-cache", "c", "--calibration", "data.npz", "--trt-version", "11.0.0"),
+            "11.0.0",
+        ),
+        (("--to-trt-cache", "c", "--from-trt-cache", "c"), "different jobs"),
+        (("--from-trt-cache", "gone.cache"), "gone.cache"),
+        (("--from-trt-cache", "data.npz"), "data.npz"),
+    ],
+)
+def test_a_call_for_a_cache_that_cannot_work_is_refused(
+    options: tuple[str, ...], part: str, run: Run
+) -> None:
+    done = run("calibrate", "model.onnx", *options)
+    assert (done.code, done.out) == (2, "")
+    assert part in done.message
+
+
+def test_an_engine_from_a_cache_is_int8_and_nothing_else(run: Run) -> None:
+    Path("m.cache").write_text("TRT-8601-EntropyCalibration2\nx: 3cfdbad3\n")
+    done = run("engine", "model.onnx", "--from-trt-cache", "m.cache", "--precision", "fp16")
+    assert done.code == 2
+    assert "--precision int8" in done.message

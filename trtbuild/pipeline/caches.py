@@ -113,8 +113,9 @@ def measure(part: Part, method: str, version: str) -> TrtCache:
             raise UsageError(
                 "--to-trt-cache needs data: give --calibration PROVIDER.py|FILE.npz|FOLDER"
             )
-        source = _typed(context, export_source(context, data).graph)
-        ranges, _ = measured(context, optimized(context, source), data)
+        exported = export_source(context, data).graph
+        ranges, _ = measured(context, optimized(context, exported), data)
+        source = _typed(context, exported)
         names = float_tensors(source)
         # Tensors that our engines need have the very ranges that those are built with, so
         # that the cache gives the same engine; the rest, TensorRT's own business, are
