@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ from trtbuild.sources.checks import data_digest
 from trtbuild.sources.provider import load_provider
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    import numpy.typing as npt
+
     from trtbuild.batches import Batch, Outputs, Provider
     from trtbuild.recipe import Recipe
 
@@ -25,8 +30,13 @@ RECIPES = sorted(path.stem for path in (ROOT / "engines").glob("*.toml"))
 
 # What PyTorch 2.13.0 computed on an x86-64 processor, and how far other kernels may move it:
 # two images of 1,488, and about as little elsewhere.
-MEASURED = {"digits": (0.9872, 0.0014), "minilm": (0.9155, 0.004), "xfeat": (0.7023, 0.004)}
-UNITS = {"digits": 1488, "minilm": 320, "xfeat": 60}
+MEASURED = {
+    "digits": (0.9872, 0.0014),
+    "minilm": (0.9155, 0.004),
+    "mobilenet": (0.8774, 0.002),
+    "xfeat": (0.7023, 0.004),
+}
+UNITS = {"digits": 1488, "minilm": 320, "mobilenet": 2048, "xfeat": 60}
 REPEATED = {"xfeat": 10}
 """Samples that stand in two batches: each photograph, with other views of it."""
 
@@ -100,11 +110,43 @@ def test_the_framework_reaches_the_metric_that_was_measured(name: str) -> None:
     assert scores.mean() == pytest.approx(expected, abs=tolerance)
 
 
-def test_top_1_counts_right_images() -> None:
-    assert scored("digits", {"logits": np.eye(10)[[3, 5]]}, {"labels": np.array([3, 4])}) == [
-        1.0,
-        0.0,
+@pytest.mark.parametrize("name", ["digits", "mobilenet"])
+def test_top_1_counts_right_images(name: str) -> None:
+    logits, labels = np.eye(10)[[3, 5]], np.array([3, 4])
+    assert scored(name, {"logits": logits}, {"labels": labels}) == [1.0, 0.0]
+
+
+@pytest.fixture
+def mobilenet() -> ModuleType:
+    """Return the provider, which the suite without frameworks cannot import."""
+    return importlib.import_module("calibration.mobilenet")
+
+
+def test_no_pixel_of_a_photograph_is_in_two_parts_of_the_data(mobilenet: ModuleType) -> None:
+    side = 10 * mobilenet.TILE
+    places = np.arange(side * side).reshape(side, side, 1)
+    parts = [
+        set(mobilenet.tiles(places, part).ravel().tolist())
+        for part in (mobilenet.TRAINING, mobilenet.CALIBRATION, mobilenet.EVALUATION)
     ]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == side * side
+
+
+def test_a_crop_shows_its_photograph_in_one_light(mobilenet: ModuleType) -> None:
+    images, labels = mobilenet.samples(mobilenet.EVALUATION, rounds=2, seed=0)
+    assert labels.tolist() == list(range(16)) * 2
+    assert images.min() >= 0
+    assert images.max() <= 1
+    grey = [label for label, each in enumerate(mobilenet.photographs()) if _is_grey(each)]
+    for image, label in zip(images, labels.tolist(), strict=True):
+        # One light for the whole crop: in a grey photograph the colors keep their ratio.
+        lit = image[:, (image < 1).all(axis=0) & (image > 0).all(axis=0)]
+        ratios = lit[0] / lit[2]
+        assert (np.ptp(ratios) < 1e-5) == (label in grey)
+
+
+def _is_grey(photograph: npt.NDArray[np.uint8]) -> bool:
+    return bool((photograph == photograph[:, :, :1]).all())
 
 
 def test_reciprocal_rank_is_that_of_the_own_description() -> None:
@@ -161,3 +203,4 @@ def test_content_stays_small() -> None:
     assert sizes["digits.safetensors"] < 1_500_000
     assert sizes["digits.npz"] < 1_000_000
     assert sizes["minilm.tsv"] < 300_000
+    assert sizes["mobilenet.safetensors"] < 300_000
