@@ -14,6 +14,7 @@ from trtbuild.backends import memory, processor, profiles, staging
 from trtbuild.backends.diagnosis import MEMORY_WORDS
 from trtbuild.backends.job import PROGRESS
 from trtbuild.backends.ort_layers import read_layers
+from trtbuild.backends.ort_lowering import SLOW_FUSIONS, fuse_biases
 from trtbuild.backends.ort_session import specs_of
 from trtbuild.engine import BuildRecord
 from trtbuild.errors import BuildError
@@ -51,7 +52,10 @@ def build(
         PROGRESS.debug("optimizing the graph")
         session = _optimize(graph, staged, out)
     PROGRESS.debug("reading the optimized graph back")
-    layers = read_layers(onnx.load(out, load_external_data=False), staged)
+    optimized = onnx.load(out)
+    if fuse_biases(optimized):
+        onnx.save(optimized, out)
+    layers = read_layers(optimized, staged)
     return BuildRecord(
         layers=layers,
         inputs=specs_of(session.get_inputs()),
@@ -69,7 +73,10 @@ def _optimize(graph: Graph, staged: staging.Staged, out: Path) -> ort.InferenceS
     options.log_severity_level = _ERRORS_ONLY
     try:
         session = ort.InferenceSession(
-            str(staged.path), options, providers=["CPUExecutionProvider"]
+            str(staged.path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(SLOW_FUSIONS),
         )
     except Exception as error:  # the binding's exceptions share no base class
         text = staged.original(" ".join(str(error).split()))

@@ -24,7 +24,8 @@ _STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _ADDED = re.compile(r"(?:_nchwc|_token_\d+)+$")
 _PREFIX = re.compile(r"^(?:Fused|Nhwc|QLinear|Q(?=Gemm))")
 
-COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"})
+"""Operators with weights or products; recurrent ones hold the products of all their gates."""
 
 _INT8_KINDS = frozenset(
     {
@@ -47,10 +48,13 @@ _FLOAT_KINDS = frozenset(
         "FusedConv",
         "FusedGemm",
         "FusedMatMul",
+        "GRU",
         "Gemm",
+        "LSTM",
         "MatMul",
         "MatMulNBits",
         "MultiHeadAttention",
+        "RNN",
     }
 )
 

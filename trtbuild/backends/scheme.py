@@ -18,6 +18,10 @@ class Scheme(Value, frozen=True, kw_only=True):
     ``compute`` are the operators with weights that are quantized, ``carriers`` those that hand
     8-bit values through and are quantized when they stand between quantized operators.
     ``weight_bits`` is 8, or 7 where 8-bit products would saturate (x86 without VNNI).
+    ``tails`` are the carriers that are quantized behind 8-bit nodes also where nothing after
+    them wants 8 bits. ``float_stem`` bounds the convolutions on floating-point inputs that stay
+    in floating point because the integer kernel is slower there: fewer than so many weights per
+    output channel, and no more output channels than places in the window; 0 for none.
     """
 
     name: str
@@ -27,3 +31,5 @@ class Scheme(Value, frozen=True, kw_only=True):
     compute: tuple[str, ...]
     carriers: tuple[str, ...]
     weight_bits: Literal[7, 8] = 8
+    tails: tuple[str, ...] = ()
+    float_stem: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,13 @@ class _Placer:
         self._linked: dict[ir.Value, ir.Value] = {}
         self._absorbed: dict[str, tuple[float, float]] = {}
         self._whole: set[ir.Value] = set()
+        self._behind_codes: set[ir.Value] = set()
 
     def place(self) -> Placement:
         for node in self._graph:
             self._add_compute(node)
+            if node.name in self._nodes or self._behind_codes.intersection(node.inputs):
+                self._behind_codes.update(node.outputs)
         carriers = self._carriers()
         for node in self._graph:
             if node in carriers:
@@ -99,10 +103,22 @@ class _Placer:
         data = node.inputs[1 - weight]
         if data is None or data.dtype != ir.DataType.FLOAT or data.is_initializer():
             return
+        if self._is_stem(node):
+            return
         self._nodes[_name(node)] = weight
         self._tensors[data] = None
         if node.op_type in self._scheme.requantize_outputs:
             self._requantize(node)
+
+    def _is_stem(self, node: ir.Node) -> bool:
+        """Tell whether a convolution before all 8-bit nodes is too small for 8 bits."""
+        weight = node.inputs[1] if node.op_type == "Conv" else None
+        if weight is None or weight.const_value is None or node.inputs[0] in self._behind_codes:
+            return False
+        channels, *places = weight.const_value.shape.numpy()
+        few = math.prod(places) < self._scheme.float_stem
+        whole = node.attributes.get_int("group", 1) == 1
+        return few and whole and channels <= math.prod(places[1:])
 
     def _requantize(self, node: ir.Node) -> None:
         result = self._behind_activation(node.outputs[0])
@@ -136,9 +152,11 @@ class _Placer:
                 forward.append(node)
                 quantized.add(self._peek_activation(node.outputs[0]))
         wanted = {v for n in self._graph if n.name in self._nodes for v in n.inputs if v}
+        codes = self._whole | {self._peek_activation(n.outputs[0]) for n in forward}
         kept: set[ir.Node] = set()
         for node in reversed(forward):
-            if self._peek_activation(node.outputs[0]) in wanted:
+            tail = node.op_type in self._scheme.tails and codes.issuperset(_float_inputs(node))
+            if tail or self._peek_activation(node.outputs[0]) in wanted:
                 kept.add(node)
                 wanted.update(_float_inputs(node))
         return kept

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trtbuild.quantization.codes import Grid
     from trtbuild.quantization.placement import Placement
 
-VERSION = 1
+VERSION = 2
 """Part of the key of a quantized graph; raised when it starts to give other graphs."""
 
 _QUANTIZED_OPERATORS = (
