@@ -66,6 +66,8 @@ class Quantization(Value, frozen=True, kw_only=True):
     ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names
     (shell patterns) that stay in floating point. ``trt_cache`` is a calibration cache of
     TensorRT 4 to 10: its scales are taken as they are, the data is for tensors that it lacks.
+    ``policy`` is ``auto`` (with a gate on the metric, find what must stay in floating point
+    too), ``all`` (nothing else does) or a policy file.
     """
 
     precision: Precision = "fp32"
@@ -74,6 +76,7 @@ class Quantization(Value, frozen=True, kw_only=True):
     method: Method = "auto"
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
+    policy: Annotated[str, msgspec.Meta(min_length=1)] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse INT8 without data, and a calibration cache without INT8."""

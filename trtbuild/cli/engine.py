@@ -59,6 +59,18 @@ TrtCacheOption = Annotated[
         help="Scales of a TensorRT 4 to 10 calibration cache; implies int8.",
     ),
 ]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="auto|all|FILE",
+        help="What is quantized: auto searches within --max-drop, all is everything.",
+    ),
+]
+SavePolicyOption = Annotated[
+    Path | None,
+    typer.Option("--save-policy", metavar="FILE", help="Write the policy that was found."),
+]
 MaxDropOption = Annotated[
     float | None, typer.Option("--max-drop", help="Gate: largest drop of the metric.")
 ]
@@ -84,6 +96,8 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     shape: ShapeOption = None,
     keep_float: KeepFloatOption = None,
     from_trt_cache: TrtCacheOption = None,
+    policy: PolicyOption = None,
+    save_policy: SavePolicyOption = None,
     max_drop: MaxDropOption = None,
     min_speedup: MinSpeedupOption = None,
     optimization_level: LevelOption = None,
@@ -94,7 +108,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     quiet: QuietOption = False,
 ) -> None:
     """Build, store and verify the engines of a model or recipe."""
-    from trtbuild.cli.output import finish, prepare, speaker
+    from trtbuild.cli.output import finish, prepare, speaker, write_policy
     from trtbuild.cli.request import Arguments, is_strict, recipe_of
     from trtbuild.pipeline.job import build_recipe
 
@@ -108,6 +122,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         shape=tuple(shape or ()),
         keep_float=tuple(keep_float or ()),
         trt_cache=from_trt_cache,
+        policy=policy,
         max_drop=max_drop,
         min_speedup=min_speedup,
         optimization_level=optimization_level,
@@ -115,10 +130,13 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     )
     recipe = recipe_of(source, arguments)
     prepare(markdown, "--markdown")
+    prepare(save_policy, "--save-policy")
     report = build_recipe(
         recipe,
         store,
         strict=is_strict(arguments),
         say=speaker(quiet=quiet),
     )
+    if save_policy is not None:
+        write_policy(report, save_policy)
     finish(report, as_json=as_json, markdown=markdown)

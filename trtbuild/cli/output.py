@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from trtbuild.errors import UsageError
+from trtbuild.quantization.policy import QUANTIZED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from trtbuild.quantization.policy import Word
     from trtbuild.report.document import Report
 
 
@@ -80,6 +82,21 @@ def print_json(value: object) -> None:
     import msgspec
 
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def write_policy(report: Report, path: Path) -> None:
+    """Write the policies of a report as one file that a recipe can name."""
+    from trtbuild.report.policy_text import policy_text
+
+    asked = report.engines[0].precision_requested
+    if asked not in QUANTIZED:
+        raise UsageError(
+            f"--save-policy {path}: nothing is quantized in {asked}: ask for "
+            f"{' or '.join(QUANTIZED)}"
+        )
+    word: Word = "fp8" if asked == "fp8" else "int8"
+    with writing(path, "--save-policy"):
+        path.write_text(policy_text(report.recipe, word, report.policies), encoding="utf-8")
 
 
 def finish(report: Report, *, as_json: bool, markdown: Path | None) -> None:

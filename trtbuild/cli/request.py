@@ -42,6 +42,7 @@ class Arguments(Value, frozen=True, kw_only=True):
     shape: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
+    policy: str | None = None
     max_drop: float | None = None
     min_speedup: float | None = None
     optimization_level: int | None = None
@@ -118,6 +119,7 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             method=cast("Method", method),
             keep_float=arguments.keep_float or table.keep_float,
             trt_cache=_path(arguments.trt_cache) or table.trt_cache,
+            policy=_policy(arguments.policy) or table.policy,
         )
     except ValueError as error:
         remedy = (
@@ -202,6 +204,10 @@ def _options(arguments: Arguments) -> dict[str, Setting]:
 def _path(text: str | None) -> str | None:
     """Return an argument's path from the current folder, as recipes hold it."""
     return str(Path(text).absolute()) if text else None
+
+
+def _policy(text: str | None) -> str | None:
+    return text if text in {"auto", "all"} else _path(text)
 
 
 def _first(value: float | None, default: float | None) -> float | None:

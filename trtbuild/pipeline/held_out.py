@@ -28,7 +28,7 @@ def held_out(data: Data, graph: Graph) -> Iterator[Batch]:
 def judging(data: Data, graph: Graph, network: Network) -> Iterator[Batch]:
     """Yield the evaluation batches that judge an engine: those that did not choose for it."""
     batches = evaluation(data, graph)
-    if len(network.rows) < 2 or data.info.evaluation_batches < HELD_OUT_EVERY:  # noqa: PLR2004  one row is no choice
+    if not network.chosen or data.info.evaluation_batches < HELD_OUT_EVERY:
         return batches
     kept = (index % HELD_OUT_EVERY != HELD_OUT_EVERY - 1 for index in itertools.count())
     return itertools.compress(batches, kept)

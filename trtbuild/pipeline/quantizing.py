@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import NAMES, backend
@@ -9,12 +10,16 @@ from trtbuild.backends.fingerprint import version
 from trtbuild.backends.scheme import Scheme
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError
+from trtbuild.graph.cost import count_macs
 from trtbuild.pipeline.choice import PLAIN_MAX, choose
 from trtbuild.pipeline.choice import VERSION as RULE
-from trtbuild.pipeline.keeping import kept_nodes
+from trtbuild.pipeline.engines import profile_of
+from trtbuild.pipeline.keeping import assigned
 from trtbuild.pipeline.legacy import given_by
 from trtbuild.pipeline.network import Network
+from trtbuild.pipeline.policy_search import decide, named_policy
 from trtbuild.pipeline.ranges import ranges_for
+from trtbuild.pipeline.sensitivity import Subject
 from trtbuild.pipeline.trials import Plan, Trials
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.methods import candidates
@@ -32,9 +37,10 @@ if TYPE_CHECKING:
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.ranges import Ranges
     from trtbuild.quantization.thresholds import Thresholds
+    from trtbuild.report.document import PolicyReport
 
 _NAIVE = f"{PLAIN_MAX}, no node kept"
-"""The row of the calibration table that shows what keep_float is for."""
+"""The row of the calibration table that shows what keep_float and policy are for."""
 
 
 class _ChoiceKey(Value, frozen=True, kw_only=True):
@@ -57,7 +63,7 @@ class _NetworkKey(Value, frozen=True, kw_only=True):
     graph_sha256: str
     thresholds_sha256: str
     scheme: Scheme
-    keep_float: tuple[str, ...]
+    nodes: tuple[str, ...]
     version: int
 
 
@@ -113,9 +119,9 @@ def placements_of(
     Raises:
         BuildError: the model is quantized already, or has nothing to quantize.
     """
-    keep_float = context.recipe.quantization.keep_float
-    placements = {s.name: quantizer.placement_of(graph, s, keep_float) for s in schemes}
-    kept_nodes(context, graph)
+    unquantized = assigned(context, graph).unquantized
+    names = tuple(glob.escape(name) for name in sorted(unquantized))
+    placements = {s.name: quantizer.placement_of(graph, s, names) for s in schemes}
     for placement in placements.values():
         _expect_nodes(context, placement)
     return placements
@@ -125,7 +131,7 @@ def _expect_nodes(context: Context, placement: Placement) -> None:
     if not placement.nodes:
         raise BuildError(
             f"{context.recipe.name}: nothing can be quantized: the graph has no Conv, Gemm or "
-            f"MatMul with constant float32 weights (or keep_float names them all). "
+            f"MatMul with constant float32 weights (or keep_float and policy leave all alone). "
             f"Export the model with its weights, or ask for fp16"
         )
 
@@ -156,10 +162,31 @@ class _Quantizing:
             given.label(method): self._plan(ranges, method, self._placement, given.intervals)
             for method in (methods if given.incomplete else ("",))
         }
-        # What keep_float is for is shown with ranges of every node, which a cache may lack.
+        # What keeping nodes is for is shown with ranges of all, which a cache may lack.
         choice = self._choice(plans, {} if given.intervals else self._naive(ranges))
-        graph = self._written(plans[choice.method])
-        return Network(graph=graph, twin=graph, fused=self._fused, rows=choice.rows)
+        plan, policy = self._decided(plans[choice.method])
+        graph = self._written(plan)
+        return Network(
+            graph=graph, twin=graph, fused=self._fused, rows=choice.rows, policy=policy
+        )
+
+    def _decided(self, plan: Plan) -> tuple[Plan, PolicyReport | None]:
+        """Return the plan without what the recipe's policy leaves in floating point."""
+        macs = count_macs(self._graph, profile_of(self._context, self._graph))
+        if self._data is None:
+            return plan, named_policy(self._context, self._scheme, plan, macs)
+        subject = Subject(plan=plan, trials=self._trials(self._data), macs=macs)
+        found = decide(subject)
+        return found.plan, found.report
+
+    def _trials(self, data: Data) -> Trials:
+        return Trials(
+            context=self._context,
+            data=data,
+            reference=self._graph,
+            scheme=self._scheme,
+            fused=self._fused,
+        )
 
     def _plan(
         self, ranges: Ranges, method: str, placement: Placement, known: Thresholds
@@ -169,10 +196,10 @@ class _Quantizing:
         return Plan(graph=self._graph, placement=placement, intervals=intervals)
 
     def _naive(self, ranges: Ranges) -> dict[str, Plan]:
-        """Return plain max on every node, to show what keep_float is for; none without it."""
-        if not self._context.recipe.quantization.keep_float:
-            return {}
+        """Return plain max on every node, to show what keeping some is for; none if all are."""
         placement = quantizer.placement_of(self._graph, self._scheme, ())
+        if placement.nodes == self._placement.nodes:
+            return {}
         return {_NAIVE: self._plan(ranges, PLAIN_MAX, placement, {})}
 
     def _written(self, plan: Plan) -> Graph:
@@ -180,7 +207,7 @@ class _Quantizing:
             graph_sha256=plan.graph.sha256,
             thresholds_sha256=thresholds_digest(plan.intervals),
             scheme=self._scheme,
-            keep_float=self._context.recipe.quantization.keep_float,
+            nodes=tuple(sorted(plan.placement.nodes)),
             version=quantizer.VERSION,
         )
 
@@ -215,13 +242,7 @@ class _Quantizing:
 
     def _try(self, plans: dict[str, Plan], naive: dict[str, Plan], data: Data) -> _Choice:
         """Quantize with every method, and run them all against the unquantized graph."""
-        trials = Trials(
-            context=self._context,
-            data=data,
-            reference=self._graph,
-            scheme=self._scheme,
-            fused=self._fused,
-        ).run(plans | naive)
+        trials = self._trials(data).run(plans | naive)
         chosen = choose([trials[name] for name in plans], data.provider.metric)
         rows = tuple(self._row(each, chosen=each is chosen) for each in trials.values())
         return _Choice(method=chosen.method, rows=rows)

@@ -13,6 +13,7 @@ from trtbuild.pipeline import recall
 from trtbuild.pipeline.cast import cast
 from trtbuild.pipeline.context import working
 from trtbuild.pipeline.engines import Built, build_engine, profile_of
+from trtbuild.pipeline.keeping import policy_dependencies, policy_of
 from trtbuild.pipeline.legacy import legacy
 from trtbuild.pipeline.memo import merged
 from trtbuild.pipeline.network import Network
@@ -138,6 +139,7 @@ class _Run:
 
     def report(self) -> tuple[Report, Dependencies]:
         context = self._context
+        policy_of(context.recipe)  # a mistake in it is told before any work
         data = open_data(context)
         source = export_source(context, data)
         graph = optimized(context, source.graph)
@@ -157,10 +159,13 @@ class _Run:
             calibration=tuple(
                 row for name in dict.fromkeys(networks) for row in networks[name].rows
             ),
+            policies=tuple(
+                network.policy for network in networks.values() if network.policy is not None
+            ),
             skipped_targets=tuple(self._skipped),
             findings=tuple(context.findings),
         )
-        dependencies = source.dependencies
+        dependencies = merged(source.dependencies, policy_dependencies(context.recipe))
         if data is not None:
             dependencies = merged(dependencies, data.dependencies)
         if cache is not None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import glob
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from trtbuild.backends.fingerprint import version
 from trtbuild.backends.ort_session import open_graph
+from trtbuild.backends.scheme import Scheme
 from trtbuild.canonical import digest
+from trtbuild.engine import Value
+from trtbuild.pipeline.choice import VERSION as RULE
 from trtbuild.pipeline.choice import trial
 from trtbuild.pipeline.held_out import held_out
-from trtbuild.quantization.quantize import quantize
+from trtbuild.quantization import quantize as quantizer
+from trtbuild.quantization.quantize import placement_of, quantize
+from trtbuild.quantization.sensitivity import RUINED, Effect
 from trtbuild.quantization.thresholds import thresholds_digest
+from trtbuild.store import make_record
 from trtbuild.verification.accuracy import compare
+from trtbuild.verification.bootstrap import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from trtbuild.backends import Session
-    from trtbuild.backends.scheme import Scheme
+    from trtbuild.batches import Metric
     from trtbuild.graph import Graph
     from trtbuild.pipeline.choice import Trial
     from trtbuild.pipeline.context import Context
@@ -26,9 +37,32 @@ if TYPE_CHECKING:
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.thresholds import Thresholds
     from trtbuild.verification.accuracy import Candidate
+    from trtbuild.verification.bootstrap import Scores
+    from trtbuild.verification.results import TensorErrors
+
+    _Found = tuple[Scores, Candidate]
+    """The reference's scores and a candidate, of one comparison."""
+
+VERSION = 1
+"""Part of the key of an effect; raised when it starts to mean something else."""
+
+_KIND = "effect"
 
 _TRIAL_BYTES = 1 << 30
 """Models that are tried at the same time, by the size of their files in all."""
+
+
+class _EffectKey(Value, frozen=True, kw_only=True):
+    plan: str
+    reference_sha256: str
+    scheme: Scheme
+    fused: bool
+    evaluation_sha256: str
+    metric_sha256: str
+    runtime: str
+    quantizer: int
+    rule: int
+    version: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +76,26 @@ class Plan:
     def write(self, scheme: Scheme, out: Path) -> Graph:
         """Return the Q/DQ graph, written to ``out``."""
         return quantize(self.graph, self.placement, self.intervals, scheme, out)
+
+    def without(self, nodes: AbstractSet[str], scheme: Scheme) -> Plan:
+        """Return the plan that leaves ``nodes`` in floating point too, all else as here.
+
+        A tensor that shared the scale of another may stand alone now: it keeps that scale.
+        """
+        whole, own = placement_of(self.graph, scheme, ()), self.placement
+        kept = {*whole.nodes, *whole.absorbed} - {*own.nodes, *own.absorbed} | nodes
+        names = tuple(glob.escape(name) for name in sorted(kept))
+        placement = placement_of(self.graph, scheme, names)
+        intervals = {
+            name: self.intervals.get(name) or self.intervals[own.linked[name]]
+            for name in placement.observed
+        }
+        return replace(self, placement=placement, intervals=intervals)
+
+    @property
+    def compute(self) -> tuple[str, ...]:
+        """The nodes that are quantized by themselves, in the graph's order."""
+        return tuple(name for name, weight in self.placement.nodes.items() if weight >= 0)
 
     @property
     def digest(self) -> str:
@@ -67,26 +121,91 @@ class Trials:
 
     def run(self, plans: Mapping[str, Plan]) -> dict[str, Trial]:
         """Return what became of each plan, by its name; equal plans run once."""
-        same: dict[str, list[str]] = {}
-        for name, plan in plans.items():
-            same.setdefault(plan.digest, []).append(name)
-        found: dict[str, Candidate] = {}
+        found = self._found(plans)
+        return {name: trial(name, found[plan.digest][1]) for name, plan in plans.items()}
+
+    def effects(self, plans: Mapping[str, Plan]) -> dict[str, Effect]:
+        """Return what each plan does to outputs and metric, by its name.
+
+        What was tried before, here or by :meth:`run`, comes from the store: a search that was
+        killed goes on where it was.
+        """
+        keys = {name: self._key(plan) for name, plan in plans.items()}
+        known = {name: self._known(key) for name, key in keys.items()}
+        self._found({name: plans[name] for name, effect in known.items() if effect is None})
+        return {name: known[name] or self._remembered(key) for name, key in keys.items()}
+
+    def _found(self, plans: Mapping[str, Plan]) -> dict[str, _Found]:
+        """Return scores and errors by the digest of the plan; remember their effects."""
+        unique = {plan.digest: (name, plan) for name, plan in plans.items()}
+        found: dict[str, _Found] = {}
+        if not unique:
+            return found
         with self.context.store.scratch() as folder:
             graphs = {
-                names[0]: plans[names[0]].write(self.scheme, folder / f"{index}.onnx")
-                for index, names in enumerate(same.values())
+                key: plan.write(self.scheme, folder / f"{index}.onnx")
+                for index, (key, (_, plan)) in enumerate(unique.items())
             }
             reference = open_graph(self.reference.path, fused=True)
             metric = self.data.provider.metric
             for group in _groups(graphs):
-                self.context.say(f"try {', '.join(group)} for {self.scheme.name}")
+                names = ", ".join(unique[key][0] for key in group)
+                self.context.say(f"try {names} for {self.scheme.name}")
                 sessions: dict[str, Session] = {
-                    name: open_graph(graphs[name].path, fused=self.fused) for name in group
+                    key: open_graph(graphs[key].path, fused=self.fused) for key in group
                 }
                 batches = held_out(self.data, self.reference)
-                found.update(compare(reference, sessions, batches, metric).candidates)
-        first = {name: names[0] for names in same.values() for name in names}
-        return {name: trial(name, found[first[name]]) for name in plans}
+                result = compare(reference, sessions, batches, metric)
+                for key, candidate in result.candidates.items():
+                    found[key] = (result.reference_scores, candidate)
+                    value = _effect(result.reference_scores, candidate, metric)
+                    self._remember(self._key(unique[key][1]), value)
+        return found
+
+    def _key(self, plan: Plan) -> _EffectKey:
+        return _EffectKey(
+            plan=plan.digest,
+            reference_sha256=self.reference.sha256,
+            scheme=self.scheme,
+            fused=self.fused,
+            evaluation_sha256=self.data.info.evaluation_sha256,
+            metric_sha256=self.data.info.metric_sha256,
+            runtime=f"onnxruntime {version('onnxruntime')}",
+            quantizer=quantizer.VERSION,
+            rule=RULE,
+            version=VERSION,
+        )
+
+    def _known(self, key: _EffectKey) -> Effect | None:
+        record = self.context.store.get(_KIND, digest(f"{_KIND}/v1", key), Effect)
+        return record.read(Effect) if record else None
+
+    def _remembered(self, key: _EffectKey) -> Effect:
+        effect = self._known(key)
+        if effect is None:
+            raise ValueError(f"nobody tried the plan {key.plan}")
+        return effect
+
+    def _remember(self, key: _EffectKey, value: Effect) -> None:
+        name = digest(f"{_KIND}/v1", key)
+        self.context.store.put(make_record(_KIND, name, key, value))
+
+
+def _effect(reference: Scores, candidate: Candidate, metric: Metric | None) -> Effect:
+    """Return what a comparison says of outputs and metric; ``reference`` are its scores."""
+    found = None
+    if metric is not None:
+        better = metric.higher_is_better
+        found = estimate(reference, candidate.scores, higher_is_better=better)
+    return Effect(noise=tuple(_noise(errors) for errors in candidate.errors), metric=found)
+
+
+def _noise(errors: TensorErrors) -> float:
+    if errors.nonfinite:
+        return RUINED
+    if errors.sqnr_db is None:
+        return 0.0 if errors.max_abs == 0 else RUINED
+    return min(math.pow(10.0, -errors.sqnr_db / 10), RUINED)
 
 
 def _groups(graphs: dict[str, Graph]) -> Iterator[list[str]]:

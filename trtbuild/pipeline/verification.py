@@ -239,7 +239,7 @@ def _accuracy_key(
         source_key=source.key,
         evaluation_sha256=data.info.evaluation_sha256,
         metric_sha256=data.info.metric_sha256,
-        judged=len(network.rows) > 1,
+        judged=network.chosen,
         runtime=f"onnxruntime {version('onnxruntime')}",
         version=VERSION,
     )

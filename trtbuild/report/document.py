@@ -16,6 +16,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import GateError, StoreError
 from trtbuild.verification.results import (
     GateResult,
+    Interval,
     MetricEstimate,
     Parity,
     Speedup,
@@ -52,6 +53,54 @@ class CalibrationRow(Value, frozen=True, kw_only=True):
     metric: float | None
     sqnr_db: float | None
     chosen: bool
+
+
+class KeptNode(Value, frozen=True, kw_only=True):
+    """A node that a policy leaves in floating point, and what its quantization would cost.
+
+    ``mac_share`` is its part of all multiply-accumulates. ``sqnr_db`` is the model's SQNR with
+    this node alone quantized, ``drop`` that of the metric; both are ``None`` where nobody
+    looked. ``measured`` is false where they are this node's part of a group's.
+    """
+
+    node: str
+    mac_share: float
+    sqnr_db: float | None = None
+    drop: float | None = None
+    measured: bool = False
+
+
+class PolicyTrial(Value, frozen=True, kw_only=True):
+    """One policy that was tried on the batches that choose; ``inside`` is within the budget.
+
+    ``kept`` is how many nodes it leaves in floating point, ``mac_share`` the planned share of
+    multiply-accumulates in 8 bits. ``drop`` has its 95 % interval, ``None`` without a metric.
+    """
+
+    kept: int
+    mac_share: float
+    sqnr_db: float | None
+    drop: Interval | None
+    inside: bool
+
+
+class PolicyReport(Value, frozen=True, kw_only=True):
+    """Which nodes a network leaves in floating point, who decided so, and why.
+
+    ``source`` is ``search`` where trials decided, ``recipe`` where it or its file did.
+    ``mac_share`` is the planned share of multiply-accumulates in 8 bits; ``budget_met`` is
+    false where no policy that was tried is inside the budget.
+    """
+
+    scheme: str
+    source: Literal["search", "recipe"]
+    reason: str
+    mac_share: float
+    kept: tuple[KeptNode, ...] = ()
+    trials: tuple[PolicyTrial, ...] = ()
+    runs: int = 0
+    units: int = 0
+    budget_met: bool = True
 
 
 class LatencyMs(Value, frozen=True, kw_only=True):
@@ -160,6 +209,7 @@ class Report(Value, frozen=True, kw_only=True):
     engines: tuple[EngineReport, ...]
     export_parity: Parity | None = None
     calibration: tuple[CalibrationRow, ...] = ()
+    policies: tuple[PolicyReport, ...] = ()
     skipped_targets: tuple[SkippedTarget, ...] = ()
     findings: tuple[Finding, ...] = ()
     schema: Literal[1] = SCHEMA

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from trtbuild.report.document import EngineReport, LatencyMs, Report, Verification
-    from trtbuild.verification.results import GateResult, MetricEstimate, TensorErrors
+    from trtbuild.verification.results import (
+        GateResult,
+        Interval,
+        MetricEstimate,
+        TensorErrors,
+    )
 
 TWIN = "twin (target device absent)"
 DEVICE = "target device"
@@ -68,6 +73,8 @@ def sections(report: Report) -> tuple[Section, ...]:
         _stages(report),
         _parity(report),
         _calibration(report),
+        _tried(report),
+        _kept(report),
         _engines(report),
         *(part for group in _groups(report) for part in _verification(*group)),
         _latency(report),
@@ -148,6 +155,62 @@ def _calibration(report: Report) -> Section:
         columns=_columns("method", "scheme", "#metric", "#SQNR dB", ""),
         rows=rows,
     )
+
+
+def _tried(report: Report) -> Section:
+    rows = tuple(
+        (
+            policy.scheme,
+            str(trial.kept),
+            f"{100 * trial.mac_share:.1f} %",
+            _optional(trial.sqnr_db, ".1f"),
+            *_drop_cells(trial.drop),
+            "inside" if trial.inside else "outside",
+        )
+        for policy in report.policies
+        for trial in policy.trials
+    )
+    notes = (
+        f"{policy.units} units of the batches that choose; {policy.runs} groups of nodes "
+        f"were measured"
+        for policy in report.policies
+        if policy.runs
+    )
+    return Section(
+        title="Policies that were tried (on the batches that choose)",
+        columns=_columns(
+            "scheme", "#nodes kept", "#INT8 MACs", "#SQNR dB", "#drop", "#95 % interval", ""
+        ),
+        rows=rows,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _kept(report: Report) -> Section:
+    rows = tuple(
+        (
+            policy.scheme,
+            node.node,
+            f"{100 * node.mac_share:.1f} %",
+            _optional(node.sqnr_db, ".1f"),
+            _optional(node.drop, "+.4f"),
+            "" if node.sqnr_db is None else "measured" if node.measured else "estimated",
+        )
+        for policy in report.policies
+        for node in policy.kept
+    )
+    return Section(
+        title="Policy: nodes kept in floating point, and what quantizing each alone costs",
+        columns=_columns("scheme", "node", "#MACs", "#SQNR dB", "#drop", ""),
+        rows=rows,
+        notes=tuple(f"{policy.scheme}: {policy.reason}" for policy in report.policies),
+    )
+
+
+def _drop_cells(drop: Interval | None) -> tuple[str, str]:
+    if drop is None:
+        return "NaN", _NOTHING
+    return f"{drop.value:+.4f}", f"[{drop.low:+.4f}, {drop.high:+.4f}]"
 
 
 def _engines(report: Report) -> Section:
@@ -238,13 +301,9 @@ def _accuracy_notes(engines: Sequence[EngineReport]) -> tuple[str, ...]:
 
 
 def _metric_cells(found: MetricEstimate) -> tuple[str, ...]:
-    engine, drop = found.engine, found.drop
-    return (
-        f"{found.reference.value:.4f}",
-        "NaN" if engine is None else f"{engine.value:.4f}",
-        "NaN" if drop is None else f"{drop.value:+.4f}",
-        _NOTHING if drop is None else f"[{drop.low:+.4f}, {drop.high:+.4f}]",
-    )
+    engine = found.engine
+    value = "NaN" if engine is None else f"{engine.value:.4f}"
+    return (f"{found.reference.value:.4f}", value, *_drop_cells(found.drop))
 
 
 def _output_cells(errors: TensorErrors) -> tuple[str, ...]:
