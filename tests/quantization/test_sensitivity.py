@@ -13,7 +13,7 @@ from trtbuild.backends.ort_session import open_graph
 from trtbuild.graph.observe import with_outputs
 from trtbuild.quantization.local_noise import NOISE, SIGNAL, doubled
 from trtbuild.quantization.quantize import placement_of, quantize
-from trtbuild.quantization.sensitivity import Effect, attribute, default_runs
+from trtbuild.quantization.sensitivity import Damage, attribute, default_runs
 from trtbuild.quantization.thresholds import thresholds
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Bench:
     def __init__(self) -> None:
         self.groups: list[frozenset[str]] = []
 
-    def measure(self, groups: Sequence[frozenset[str]]) -> list[Effect]:
+    def measure(self, groups: Sequence[frozenset[str]]) -> list[Damage]:
         self.groups += groups
         return [
-            Effect(noise=(sum(map(true_cost, sorted(group))), 0.0), metric=None)
+            Damage(noise=(sum(map(true_cost, sorted(group))), 0.0), drop=None)
             for group in groups
         ]
 

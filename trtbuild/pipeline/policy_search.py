@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.sensitivity import Sensitivity, Subject
-    from trtbuild.pipeline.trials import Plan
-    from trtbuild.quantization.sensitivity import Effect
+    from trtbuild.pipeline.trials import Effect, Plan
 
 VERSION = 1
 """Part of the key of a found policy; raised when the rule changes."""
@@ -70,8 +69,8 @@ def decide(subject: Subject) -> Decided:
             report = found_policy(subject, max_drop)
             return Decided(plan=subject.without(kept_by(report)), report=report)
         context.find("policy", "no policy was searched for: the data has no metric")
-    report = named_policy(context, subject.trials.scheme, subject.plan, subject.macs)
-    return Decided(plan=subject.plan, report=report)
+    named = named_policy(context, subject.trials.scheme, subject.plan, subject.macs)
+    return Decided(plan=subject.plan, report=named)
 
 
 def named_policy(

@@ -12,12 +12,12 @@ from trtbuild.backends.scheme import Scheme
 from trtbuild.engine import Value
 from trtbuild.pipeline.held_out import held_out
 from trtbuild.pipeline.trials import VERSION as TRIALS
+from trtbuild.pipeline.trials import Effect
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.local_noise import NOISE, SIGNAL, doubled
 from trtbuild.quantization.sensitivity import (
     VERSION,
     Cost,
-    Effect,
     attribute,
     default_runs,
 )
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trtbuild.pipeline.trials import Plan, Trials
+    from trtbuild.quantization.sensitivity import (
+        Damage,
+    )
 
 
 class _SensitivityKey(Value, frozen=True, kw_only=True):
@@ -116,7 +119,7 @@ def _measured(subject: Subject, limit: int) -> Sensitivity:
     everything = frozenset(plan.compute)
     done = 0
 
-    def measure(groups: Sequence[frozenset[str]]) -> list[Effect]:
+    def measure(groups: Sequence[frozenset[str]]) -> list[Damage]:
         nonlocal done
         trials.context.say(f"sensitivity: group {done + 1} of at most {limit}")
         plans = {
@@ -124,7 +127,7 @@ def _measured(subject: Subject, limit: int) -> Sensitivity:
             for number, group in enumerate(groups, start=1)
         }
         done += len(groups)
-        return list(trials.effects(plans).values())
+        return [effect.damage for effect in trials.effects(plans).values()]
 
     costs = attribute(local, measure, limit)
     return Sensitivity(whole=whole, costs=costs, local=local, runs=done)

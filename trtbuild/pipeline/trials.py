@@ -17,11 +17,12 @@ from trtbuild.pipeline.choice import trial
 from trtbuild.pipeline.held_out import held_out
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.quantize import placement_of, quantize
-from trtbuild.quantization.sensitivity import RUINED, Effect
+from trtbuild.quantization.sensitivity import RUINED, Damage, sqnr_db
 from trtbuild.quantization.thresholds import thresholds_digest
 from trtbuild.store import make_record
 from trtbuild.verification.accuracy import compare
 from trtbuild.verification.bootstrap import estimate
+from trtbuild.verification.results import MetricEstimate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,6 +64,39 @@ class _EffectKey(Value, frozen=True, kw_only=True):
     quantizer: int
     rule: int
     version: int
+
+
+class Effect(Value, frozen=True, kw_only=True):
+    """What a plan does to the model, on the batches that choose.
+
+    ``noise`` is as in :class:`trtbuild.quantization.sensitivity.Damage`. ``metric`` compares
+    with the unquantized graph, on the same units, and is ``None`` where the data has no metric.
+    """
+
+    noise: tuple[float, ...]
+    metric: MetricEstimate | None
+
+    @property
+    def damage(self) -> Damage:
+        """What counts when nodes are compared."""
+        return Damage(noise=self.noise, drop=self.drop)
+
+    @property
+    def worst_noise(self) -> float:
+        """The noise of the output that suffers most."""
+        return self.damage.worst_noise
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The SQNR of the output that suffers most, None where there is no noise."""
+        return sqnr_db(self.worst_noise)
+
+    @property
+    def drop(self) -> float | None:
+        """The drop of the metric, None without one or where it is not a number."""
+        if self.metric is None or self.metric.drop is None:
+            return None
+        return self.metric.drop.value
 
 
 @dataclass(frozen=True, kw_only=True)

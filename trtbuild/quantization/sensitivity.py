@@ -11,7 +11,6 @@ import math
 from typing import TYPE_CHECKING
 
 from trtbuild.engine import Value
-from trtbuild.verification.results import MetricEstimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,40 +26,29 @@ _SMALL_SHARE = 0.02
 """A group of less than this share of the noise of all groups is not divided."""
 
 
-class Effect(Value, frozen=True, kw_only=True):
-    """What quantizing some nodes does to the model, on the batches that choose.
+class Damage(Value, frozen=True, kw_only=True):
+    """What quantizing some nodes does to the model.
 
     ``noise`` has one entry per output of the model: the energy of the error over that of the
-    unquantized output. ``metric`` compares with the unquantized graph, on the same units, and
-    is ``None`` where the data has no metric.
+    unquantized output. ``drop`` is the drop of the metric against the unquantized model, and
+    ``None`` without a metric or where it is not a number.
     """
 
     noise: tuple[float, ...]
-    metric: MetricEstimate | None
+    drop: float | None
 
     @property
     def worst_noise(self) -> float:
         """The noise of the output that suffers most."""
         return max(self.noise, default=0.0)
 
-    @property
-    def sqnr_db(self) -> float | None:
-        """The SQNR of the output that suffers most, None where there is no noise."""
-        return sqnr_db(self.worst_noise)
-
-    @property
-    def drop(self) -> float | None:
-        """The drop of the metric, None without one or where it is not a number."""
-        if self.metric is None or self.metric.drop is None:
-            return None
-        return self.metric.drop.value
-
 
 class Cost(Value, frozen=True, kw_only=True):
     """What the quantization of one node alone costs.
 
-    ``noise`` is as in :class:`Effect`; ``group`` is how many nodes were measured together: 1
-    means that this figure was measured, more that it is this node's part of the group's.
+    ``noise`` and ``drop`` are as in :class:`Damage`; ``group`` is how many nodes were measured
+    together: 1 means that this figure was measured, more that it is this node's part of the
+    group's.
     """
 
     noise: tuple[float, ...]
@@ -90,7 +78,7 @@ def default_runs(nodes: int) -> int:
 
 def attribute(
     local: Mapping[str, float],
-    measure: Callable[[Sequence[frozenset[str]]], Sequence[Effect]],
+    measure: Callable[[Sequence[frozenset[str]]], Sequence[Damage]],
     runs: int,
 ) -> dict[str, Cost]:
     """Return the cost of each node, from at most ``runs`` measurements of groups.
@@ -106,11 +94,11 @@ def attribute(
     found = _measured(_even(order, local, first), measure)
     left = runs - len(found)
     while left > 1:
-        total = sum(effect.worst_noise for effect in found.values())
+        total = sum(damage.worst_noise for damage in found.values())
         open_groups = [
             group
-            for group, effect in found.items()
-            if len(group) > 1 and effect.worst_noise > _SMALL_SHARE * total
+            for group, damage in found.items()
+            if len(group) > 1 and damage.worst_noise > _SMALL_SHARE * total
         ]
         if not open_groups:
             break
@@ -124,18 +112,18 @@ def attribute(
         left -= len(halves)
     costs = {
         name: cost
-        for group, effect in found.items()
-        for name, cost in _distributed(group, effect, local).items()
+        for group, damage in found.items()
+        for name, cost in _distributed(group, damage, local).items()
     }
     return {name: costs[name] for name in local}
 
 
 def _measured(
     groups: list[tuple[str, ...]],
-    measure: Callable[[Sequence[frozenset[str]]], Sequence[Effect]],
-) -> dict[tuple[str, ...], Effect]:
-    effects = measure([frozenset(group) for group in groups])
-    return dict(zip(groups, effects, strict=True))
+    measure: Callable[[Sequence[frozenset[str]]], Sequence[Damage]],
+) -> dict[tuple[str, ...], Damage]:
+    damages = measure([frozenset(group) for group in groups])
+    return dict(zip(groups, damages, strict=True))
 
 
 def _even(order: list[str], local: Mapping[str, float], number: int) -> list[tuple[str, ...]]:
@@ -154,15 +142,15 @@ def _even(order: list[str], local: Mapping[str, float], number: int) -> list[tup
 
 
 def _distributed(
-    group: tuple[str, ...], effect: Effect, local: Mapping[str, float]
+    group: tuple[str, ...], damage: Damage, local: Mapping[str, float]
 ) -> dict[str, Cost]:
     total = sum(local[name] for name in group)
     costs = {}
     for name in group:
         share = local[name] / total if total > 0 else 1 / len(group)
-        drop = effect.drop
+        drop = damage.drop
         costs[name] = Cost(
-            noise=tuple(noise * share for noise in effect.noise),
+            noise=tuple(noise * share for noise in damage.noise),
             drop=None if drop is None else drop * share,
             group=len(group),
         )
