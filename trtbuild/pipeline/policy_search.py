@@ -200,6 +200,7 @@ class Search:
     subject: Subject
     inside: Callable[[Effect], bool]
     _effects: dict[frozenset[str], Effect] = field(default_factory=dict)
+    _shares: dict[frozenset[str], float] = field(default_factory=dict)
 
     def effect(self, kept: frozenset[str]) -> Effect:
         """Return what quantizing everything but ``kept`` does; measured once."""
@@ -254,8 +255,10 @@ class Search:
 
     def share(self, kept: frozenset[str]) -> float:
         """Return the share of all multiply-accumulates in 8 bits when ``kept`` is not."""
-        compute = self.subject.plan.compute
-        return self.subject.mac_share([name for name in compute if name not in kept])
+        if kept not in self._shares:
+            plan = self.subject.without(kept)
+            self._shares[kept] = self.subject.mac_share(plan.compute)
+        return self._shares[kept]
 
     def report(
         self, costs: Sensitivity | None, kept: frozenset[str], reason: str, units: int

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from trtbuild.backends.fingerprint import version
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.backends.scheme import Scheme
@@ -79,6 +81,11 @@ class Subject:
         """Return the plan that leaves ``kept`` in floating point."""
         return self.plan.without(kept, self.trials.scheme) if kept else self.plan
 
+    def only(self, nodes: frozenset[str]) -> Plan:
+        """Return the plan that quantizes ``nodes`` alone, also where that would not pay."""
+        everywhere = msgspec.structs.replace(self.trials.scheme, float_stem=0)
+        return self.plan.without(frozenset(self.plan.compute) - nodes, everywhere)
+
 
 def mac_share(macs: Mapping[str, int], nodes: Sequence[str]) -> float:
     """Return the share of all multiply-accumulates that ``nodes`` do."""
@@ -116,14 +123,13 @@ def _measured(subject: Subject, limit: int) -> Sensitivity:
     trials.context.say(f"sensitivity: {len(plan.compute)} nodes at their own outputs")
     local = local_noise(trials, plan)
     whole = trials.effects({"everything": plan})["everything"]
-    everything = frozenset(plan.compute)
     done = 0
 
     def measure(groups: Sequence[frozenset[str]]) -> list[Damage]:
         nonlocal done
         trials.context.say(f"sensitivity: group {done + 1} of at most {limit}")
         plans = {
-            f"group {done + number}": subject.without(everything - group)
+            f"group {done + number}": subject.only(group)
             for number, group in enumerate(groups, start=1)
         }
         done += len(groups)
