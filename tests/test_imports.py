@@ -12,6 +12,7 @@ import pytest
 from trtbuild.backends import NAMES
 
 HEAVY = {
+    "numba",
     "numpy",
     "onnx",
     "onnx_ir",

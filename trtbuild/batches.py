@@ -57,24 +57,38 @@ def rechunk(batches: Iterable[Batch], names: Iterable[str], size: int) -> Iterat
     the length of their first axis has no samples, and is yielded as it is; one of length 0 is
     left out. Memory: fewer than ``size`` samples of every shape that occurs.
     """
+    return (chunk for chunk, _ in rechunk_by(batches, names, lambda _: size))
+
+
+def rechunk_by(
+    batches: Iterable[Batch], names: Iterable[str], size_of: Callable[[Batch], int]
+) -> Iterator[tuple[Batch, int]]:
+    """Yield batches as :func:`rechunk` does, each with the size that batches of its shape have.
+
+    ``size_of`` tells that size from the first batch of each shape; it may look at the shapes
+    of samples only. A batch without samples comes with 0.
+    """
     wanted = tuple(names)
+    sizes: dict[tuple[object, ...], int] = {}
     waiting: dict[tuple[object, ...], list[dict[str, Array]]] = {}
     for batch in batches:
         arrays = {name: batch[name] for name in wanted}
         lengths = {array.shape[:1] for array in arrays.values()}
         if len(lengths) != 1 or lengths == {()}:
-            yield arrays
+            yield arrays, 0
             continue
         if lengths == {(0,)}:
             continue
         shapes = tuple((array.shape[1:], array.dtype.str) for array in arrays.values())
-        queue = waiting.setdefault(shapes, [])
+        if shapes not in sizes:
+            sizes[shapes] = size_of(arrays)
+        queue, size = waiting.setdefault(shapes, []), sizes[shapes]
         queue.append(arrays)
         while _length(queue) >= size:
-            yield _take(queue, size)
-    for queue in waiting.values():
+            yield _take(queue, size), size
+    for shapes, queue in waiting.items():
         if queue:
-            yield _take(queue, _length(queue))
+            yield _take(queue, _length(queue)), sizes[shapes]
 
 
 def _length(queue: list[dict[str, Array]]) -> int:

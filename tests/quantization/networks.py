@@ -10,7 +10,7 @@ import onnx
 from tests.graph import models
 from trtbuild.graph.model import read_graph
 from trtbuild.graph.optimize import optimize
-from trtbuild.quantization.calibrate import calibrate
+from trtbuild.quantization.calibrate import Collection, calibrate
 from trtbuild.quantization.quantize import placement_of, quantize
 from trtbuild.quantization.thresholds import thresholds
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tests.graph.models import Array
     from trtbuild.backends.scheme import Scheme
+    from trtbuild.batches import Batch
     from trtbuild.graph import Graph
     from trtbuild.quantization.ranges import Ranges
 
@@ -95,11 +96,17 @@ def images(number: int, seed: int = 0) -> Array:
     return np.ascontiguousarray(windows.mean(axis=(4, 5)) * 5)
 
 
+def collect(graph: Graph, tensors: tuple[str, ...], feeds: Iterable[Batch]) -> Ranges:
+    """Return the ranges of a graph over batches of arrays by input name."""
+    how = Collection(work=graph.path.parent, progress=lambda _: None)
+    return calibrate(graph, tensors, feeds, how)
+
+
 def measure(graph: Graph, tensors: Iterable[str], batches: Sequence[Array]) -> Ranges:
     """Return the ranges of a graph with one input over batches for it."""
     name = graph.inputs[0].name
     feeds = [{name: batch} for batch in batches]
-    return calibrate(graph, tuple(tensors), feeds, graph.path.parent, lambda _: None)
+    return collect(graph, tuple(tensors), feeds)
 
 
 def quantized(

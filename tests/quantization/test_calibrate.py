@@ -14,7 +14,7 @@ from tests.graph import models
 from tests.quantization import networks
 from trtbuild.backends import onnxruntime
 from trtbuild.errors import DataError
-from trtbuild.quantization.calibrate import calibrate
+from trtbuild.quantization.calibrate import Collection, calibrate
 from trtbuild.quantization.casting import float_tensors
 from trtbuild.quantization.quantize import placement_of
 from trtbuild.quantization.ranges import ranges_digest
@@ -112,7 +112,7 @@ def test_a_model_of_one_batch_size_takes_any_number_of_samples(tmp_path: Path) -
     data = models.normal(11, 6, seed=2)
     seen: list[int] = []
     feeds = [{"x": data[:3]}, {"x": data[3:]}]
-    found = calibrate(graph, ("y",), feeds, tmp_path, seen.append)
+    found = calibrate(graph, ("y",), feeds, Collection(work=tmp_path, progress=seen.append))
     assert found["y"].counts.sum() == 33
     assert found["y"].maximum == pytest.approx((data @ weight).max(), rel=1e-5)
     assert seen == [4, 8, 11]
@@ -141,15 +141,13 @@ def test_sequences_of_different_lengths_run_apart(tmp_path: Path) -> None:
         for number, length in ((3, 5), (9, 2), (3, 5), (1, 7))
     ]
     tensors = ("k", "y")
-    whole = calibrate(graph, tensors, batches, tmp_path, lambda _: None)
+    whole = networks.collect(graph, tensors, batches)
     single = [
         {name: array[i : i + 1] for name, array in batch.items()}
         for batch in reversed(batches)
         for i in range(len(batch["x"]))
     ]
-    assert ranges_digest(whole) == ranges_digest(
-        calibrate(graph, tensors, single, tmp_path, lambda _: None)
-    )
+    assert ranges_digest(whole) == ranges_digest(networks.collect(graph, tensors, single))
     assert whole["k"].counts.sum() == sum(batch["x"].size for batch in batches)
 
 
@@ -157,7 +155,7 @@ def test_an_input_without_samples_stays_whole(tmp_path: Path) -> None:
     text = "g (float[N, 4] x, float[1] rate) => (float[N, 4] y) { y = Mul(x, rate) }"
     graph = models.write(tmp_path / "m.onnx", text, {})
     batches = [{"x": models.normal(n, 4), "rate": np.full(1, 2.0, "f4")} for n in (1, 1, 3)]
-    found = calibrate(graph, ("x", "y"), batches, tmp_path, lambda _: None)
+    found = networks.collect(graph, ("x", "y"), batches)
     assert found["y"].counts.sum() == 20
     assert found["y"].amax == 2 * found["x"].amax
 
@@ -170,36 +168,14 @@ def test_values_that_are_not_finite_are_an_error_that_names_tensor_and_samples(
     graph = models.write(tmp_path / "m.onnx", text, {})
     data = models.normal(20, 4)
     data[17, 2] = 1e30  # its square overflows
-    with pytest.raises(DataError, match=r"samples 16 to 19: 'y' has 0 NaN and 1 infinite"):
+    with pytest.raises(DataError, match=r"sample 17: 'y' has 0 NaN and 1 infinite"):
         networks.measure(graph, ("h", "y"), [data])
     data[3, 1] = bad
-    with pytest.raises(
-        DataError, match=r"samples 0 to 7: 'x' has 1 NaN|'x' has 0 NaN and 1 inf"
-    ):
+    with pytest.raises(DataError, match=r"sample 3: 'x' has 1 NaN|'x' has 0 NaN and 1 inf"):
         networks.measure(graph, ("x", "h"), [data])
 
 
 def test_no_data_is_an_error(network: Graph) -> None:
     for batches in ([], [{"x": np.zeros((0, *networks.IMAGE), np.float32)}]):
         with pytest.raises(DataError, match="empty"):
-            calibrate(network, ("x",), batches, network.path.parent, lambda _: None)
-
-
-def test_a_scan_for_overflow_leaves_out_the_infinities_of_masks(tmp_path: Path) -> None:
-    text = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] none) {
-        masked = Where(hidden, infinity, x) y = Softmax(masked) none = Where(all, infinity, x)
-    }"""
-    weights = {
-        "hidden": np.array([[False, False, False, True]]),
-        "all": np.array([[True]]),
-        "infinity": np.array(-np.inf, np.float32),
-    }
-    graph = models.write(tmp_path / "m.onnx", text, weights)
-    data = models.normal(10, 4)
-    tensors = ("masked", "y", "none")
-    with pytest.raises(DataError, match=r"'masked' has 0 NaN and 8 infinite"):
-        calibrate(graph, tensors, [{"x": data}], tmp_path, lambda _: None)
-    found = calibrate(graph, tensors, [{"x": data}], tmp_path, lambda _: None, "leave out")
-    assert list(found) == ["masked", "y"]
-    assert found["masked"].amax == np.abs(data[:, :3]).max()
-    assert found["masked"].counts.sum() == 30
+            networks.collect(network, ("x",), batches)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtbuild.batches import rechunk
+from trtbuild.batches import rechunk, rechunk_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from trtbuild.batches import Array, Batch
     from trtbuild.graph import Graph
@@ -33,6 +33,16 @@ def chunked(batches: Iterable[Batch], graph: Graph, size: int) -> Iterator[Batch
     if size:
         return rechunk(batches, names, size)
     return ({name: batch[name] for name in names} for batch in batches)
+
+
+def sized(
+    batches: Iterable[Batch], graph: Graph, size_of: Callable[[Batch], int]
+) -> Iterator[tuple[Batch, int]]:
+    """Yield chunks of ``size_of`` their samples, and that size; 0 for batches as they are."""
+    names = [spec.name for spec in graph.inputs]
+    if fixed_size(graph) == 0:
+        return (({name: batch[name] for name in names}, 0) for batch in batches)
+    return rechunk_by(batches, names, size_of)
 
 
 def samples(chunk: Mapping[str, Array]) -> int:

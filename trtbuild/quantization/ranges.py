@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from trtbuild.errors import StoreError
+from trtbuild.quantization.kernel import BINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
-
-BINS = 2048
-"""Bins of every histogram, over the magnitude from 0 to a power of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +61,47 @@ def ranges_digest(ranges: Mapping[str, TensorStatistics]) -> str:
     return total.hexdigest()
 
 
-def save_ranges(ranges: Mapping[str, TensorStatistics], path: Path) -> None:
-    """Write ``ranges`` as a compressed ``.npz`` file."""
+def arrays_of(ranges: Mapping[str, TensorStatistics]) -> dict[str, npt.NDArray[Any]]:
+    """Return ``ranges`` as the arrays of an ``.npz`` file, sorted by name."""
     names = sorted(ranges)
     extremes = [[ranges[name].minimum, ranges[name].maximum] for name in names]
     counts = [ranges[name].counts for name in names]
-    with path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            names=np.array(names, dtype=np.str_),
-            extremes=np.array(extremes, dtype=np.float64).reshape(len(names), 2),
-            exponents=np.array([ranges[name].exponent for name in names], dtype=np.int64),
-            counts=np.array(counts, dtype=np.int64).reshape(len(names), BINS),
+    return {
+        "names": np.array(names, dtype=np.str_),
+        "extremes": np.array(extremes, dtype=np.float64).reshape(len(names), 2),
+        "exponents": np.array([ranges[name].exponent for name in names], dtype=np.int64),
+        "counts": np.array(counts, dtype=np.int64).reshape(len(names), BINS),
+    }
+
+
+def ranges_in(file: Mapping[str, npt.NDArray[Any]]) -> Ranges:
+    """Return the ranges in arrays that :func:`arrays_of` made.
+
+    Raises:
+        KeyError: an array is missing.
+        ValueError: the arrays do not fit each other.
+    """
+    names, extremes = file["names"], file["extremes"]
+    exponents, counts = file["exponents"], file["counts"]
+    shapes = [array.shape for array in (names, extremes, exponents, counts)]
+    number = names.size
+    if shapes != [(number,), (number, 2), (number,), (number, BINS)]:
+        raise ValueError(f"arrays of ranges have the shapes {shapes}")
+    return {
+        str(name): TensorStatistics(
+            minimum=float(extremes[i, 0]),
+            maximum=float(extremes[i, 1]),
+            exponent=int(exponents[i]),
+            counts=counts[i],
         )
+        for i, name in enumerate(names)
+    }
+
+
+def save_ranges(ranges: Mapping[str, TensorStatistics], path: Path) -> None:
+    """Write ``ranges`` as a compressed ``.npz`` file."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays_of(ranges))
 
 
 def load_ranges(path: Path) -> Ranges:
@@ -86,20 +112,6 @@ def load_ranges(path: Path) -> Ranges:
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            names, extremes = file["names"], file["extremes"]
-            exponents, counts = file["exponents"], file["counts"]
+            return ranges_in(file)
     except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise StoreError(f"{path}: not a file of ranges: {error}. Calibrate again") from error
-    shapes = [array.shape for array in (names, extremes, exponents, counts)]
-    number = names.size
-    if shapes != [(number,), (number, 2), (number,), (number, BINS)]:
-        raise StoreError(f"{path}: arrays of ranges have the shapes {shapes}. Calibrate again")
-    return {
-        str(name): TensorStatistics(
-            minimum=float(extremes[i, 0]),
-            maximum=float(extremes[i, 1]),
-            exponent=int(exponents[i]),
-            counts=counts[i],
-        )
-        for i, name in enumerate(names)
-    }
