@@ -79,7 +79,9 @@ def rechunk_by(
             continue
         if lengths == {(0,)}:
             continue
-        shapes = tuple((array.shape[1:], array.dtype.str) for array in arrays.values())
+        shapes: tuple[object, ...] = tuple(
+            (array.shape[1:], array.dtype.str) for array in arrays.values()
+        )
         if shapes not in sizes:
             sizes[shapes] = size_of(arrays)
         queue, size = waiting.setdefault(shapes, []), sizes[shapes]

@@ -126,10 +126,15 @@ class Build(Value, frozen=True, kw_only=True):
 
 
 class Limits(Value, frozen=True, kw_only=True):
-    """The ``[limits]`` table: bounds on the child process of one build, never part of a key."""
+    """The ``[limits]`` table: bounds on what a run may use, never part of a key.
+
+    ``build_seconds`` and ``build_memory_mib`` are for the child process of one build,
+    ``calib_memory_mib`` for this process while it calibrates.
+    """
 
     build_seconds: Annotated[int, msgspec.Meta(ge=1)] = 3600
     build_memory_mib: Annotated[int, msgspec.Meta(ge=256)] | None = None
+    calib_memory_mib: Annotated[int, msgspec.Meta(ge=64)] | None = None
 
 
 class Gates(Value, frozen=True, kw_only=True):

@@ -103,7 +103,7 @@ def moved(recipe: Recipe, folder: Path) -> Recipe:
         (evaluation, ["verify"]),
         (method, ["quantize", "build", "verify"]),
         (keep_float, ["quantize", "build", "verify"]),
-        (fp16, ["calibrate", "cast", "cast", "build", "verify"]),
+        (fp16, ["scan", "cast", "cast", "build", "verify"]),
         (moved, []),
     ],
 )

@@ -132,6 +132,7 @@ def data_of(*batches: Batch) -> Data:
 
     info = DataInfo(
         calibration_sha256=data_digest(batches),
+        calibration_samples=len(batches),
         evaluation_sha256=data_digest(batches),
         evaluation_batches=len(batches),
         metric_sha256="",

@@ -54,7 +54,8 @@ class Observed:
 def write_optimized(path: Path, out: Path) -> tuple[TensorSpec, ...]:
     """Write the graph at ``path`` to ``out`` as ONNX Runtime optimizes it for this processor.
 
-    Returns its outputs, with what ONNX Runtime knows of their shapes. Weights go to a file beside it, so that a session can map instead of read them.
+    Returns its outputs, with what ONNX Runtime knows of their shapes. Weights go to a file
+    beside it, so that a session can map instead of read them.
 
     Raises:
         BuildError: ONNX Runtime cannot run the graph, or cannot write it.

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.engine import CalibrationOption, ShapeOption, SourceArgument, TrtCacheOption
+from trtbuild.cli.engine import (
+    CalibMemoryOption,
+    CalibrationOption,
+    ShapeOption,
+    SourceArgument,
+    TrtCacheOption,
+)
 from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
 
 if TYPE_CHECKING:
@@ -20,6 +26,7 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
     *,
     calibration: CalibrationOption = None,
     shape: ShapeOption = None,
+    calib_memory: CalibMemoryOption = None,
     from_trt_cache: TrtCacheOption = None,
     to_trt_cache: Annotated[
         Path | None,
@@ -57,7 +64,10 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} are for different jobs: give one of them")
     arguments = Arguments(
-        calibration=calibration, shape=tuple(shape or ()), trt_cache=from_trt_cache
+        calibration=calibration,
+        shape=tuple(shape or ()),
+        calib_memory_mib=calib_memory,
+        trt_cache=from_trt_cache,
     )
     recipe = recipe_of(source, arguments)
     part = Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet))

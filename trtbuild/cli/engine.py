@@ -79,6 +79,15 @@ MinSpeedupOption = Annotated[
 ]
 LevelOption = Annotated[int | None, typer.Option("--optimization-level", min=0, max=5)]
 WorkspaceOption = Annotated[int | None, typer.Option("--workspace-mib", min=1)]
+CalibMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--calib-memory",
+        metavar="MIB",
+        min=64,
+        help="Bound the memory of calibration; the ranges stay the same.",
+    ),
+]
 MarkdownOption = Annotated[
     Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report here too.")
 ]
@@ -102,6 +111,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     min_speedup: MinSpeedupOption = None,
     optimization_level: LevelOption = None,
     workspace_mib: WorkspaceOption = None,
+    calib_memory: CalibMemoryOption = None,
     markdown: MarkdownOption = None,
     store: StoreOption = "",
     as_json: JsonOption = False,
@@ -127,6 +137,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         min_speedup=min_speedup,
         optimization_level=optimization_level,
         workspace_mib=workspace_mib,
+        calib_memory_mib=calib_memory,
     )
     recipe = recipe_of(source, arguments)
     prepare(markdown, "--markdown")

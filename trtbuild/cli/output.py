@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -22,28 +23,56 @@ if TYPE_CHECKING:
     from trtbuild.report.document import Report
 
 
+_TERMINAL_PAUSE_S = 0.1
+_LOG_PAUSE_S = 30.0
+_BAR_CHARACTERS = 24
+_COUNT = re.compile(r": (\d+) of (\d+) ")
+
+
 def speaker(*, quiet: bool) -> Callable[[str], None]:
     """Return a function that prints what begins to stderr, with the seconds since the start.
 
-    On a terminal a line that only counts on (``calibrate: 64 samples``) replaces the last.
+    A line that only counts on (``calibrate: 64 of 512 samples``) replaces the last on a
+    terminal, with a bar, ten times a second at most. Elsewhere it is printed twice a minute.
     """
     started = time.monotonic()
     terminal = sys.stderr.isatty()
-    counting = ""
+    pause_s = _TERMINAL_PAUSE_S if terminal else _LOG_PAUSE_S
+    counting, printed = "", 0.0
 
     def say(text: str) -> None:
-        nonlocal counting
+        nonlocal counting, printed
         if quiet:
             return
         head, colon, _ = text.partition(": ")
         same = bool(colon) and head == counting
-        if same and not terminal:
+        now = time.monotonic()
+        if same and now - printed < pause_s and not _is_done(text):
             return
-        counting = head if colon else ""
-        back = "\033[1A\033[2K" if same else ""
-        typer.echo(f"{back}[{time.monotonic() - started:6.1f} s] {text}", err=True)
+        counting, printed = head if colon else "", now
+        back = "\033[1A\033[2K" if same and terminal else ""
+        bar = _bar(text) if terminal else ""
+        typer.echo(f"{back}[{now - started:6.1f} s] {text}{bar}", err=True)
 
     return say
+
+
+def _fraction(text: str) -> float | None:
+    """Return how much of a count like ``64 of 512`` is done, None where nothing is counted."""
+    found = _COUNT.search(text)
+    return int(found[1]) / max(int(found[2]), 1) if found else None
+
+
+def _is_done(text: str) -> bool:
+    return _fraction(text) == 1.0
+
+
+def _bar(text: str) -> str:
+    fraction = _fraction(text)
+    if fraction is None:
+        return ""
+    done = round(_BAR_CHARACTERS * min(fraction, 1.0))
+    return f"  [{'#' * done}{'.' * (_BAR_CHARACTERS - done)}]"
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ class Arguments(Value, frozen=True, kw_only=True):
     min_speedup: float | None = None
     optimization_level: int | None = None
     workspace_mib: int | None = None
+    calib_memory_mib: int | None = None
 
 
 def recipe_of(source: str, arguments: Arguments) -> Recipe:
@@ -70,7 +71,14 @@ def recipe_of(source: str, arguments: Arguments) -> Recipe:
     except msgspec.ValidationError as error:
         raise UsageError(f"--shape: {error}") from error
     gates = _gates(recipe.gates, arguments)
-    return msgspec.structs.replace(recipe, quantization=quantization, build=build, gates=gates)
+    memory_mib = _first(arguments.calib_memory_mib, recipe.limits.calib_memory_mib)
+    return msgspec.structs.replace(
+        recipe,
+        quantization=quantization,
+        build=build,
+        gates=gates,
+        limits=msgspec.structs.replace(recipe.limits, calib_memory_mib=memory_mib),
+    )
 
 
 def is_strict(arguments: Arguments) -> bool:

@@ -79,7 +79,7 @@ def expose(optimized: Path, tensors: Iterable[str], out: Path) -> dict[str, str]
     outputs = {name: _blocks(made.get(name)) or name for name in tensors}
     infos = {info.name: info for info in (*model.graph.output, *model.graph.value_info)}
     kept = [infos.get(n, onnx.ValueInfoProto(name=n)) for n in dict.fromkeys(outputs.values())]
-    needed = _needed(model.graph, made, [info.name for info in kept])
+    needed = _needed(made, [info.name for info in kept])
     nodes = [node for node in model.graph.node if any(name in needed for name in node.output)]
     constants = [t for t in model.graph.initializer if t.name in needed]
     for field, items in (("node", nodes), ("initializer", constants), ("output", kept)):
@@ -91,16 +91,14 @@ def expose(optimized: Path, tensors: Iterable[str], out: Path) -> dict[str, str]
 
 
 def _blocks(node: onnx.NodeProto | None) -> str:
-    """Return the blocks that ``node`` puts into order, empty if it does not or they have gaps."""
+    """Return the blocks that ``node`` puts into order, empty if it does not, or of gaps."""
     if node is None or (node.domain, node.op_type) != (_BLOCKED, "ReorderOutput"):
         return ""
     channels = next((a.i for a in node.attribute if a.name == "channels"), 1)
     return node.input[0] if channels % _LARGEST_BLOCK == 0 else ""
 
 
-def _needed(
-    graph: onnx.GraphProto, made: dict[str, onnx.NodeProto], names: list[str]
-) -> set[str]:
+def _needed(made: dict[str, onnx.NodeProto], names: list[str]) -> set[str]:
     """Return the tensors that ``names`` are computed from, and those."""
     needed: set[str] = set()
     waiting = list(names)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from trtbuild.engine import Value
 from trtbuild.pipeline.keeping import kept_nodes
 from trtbuild.pipeline.network import Network
-from trtbuild.pipeline.ranges import ranges_of
+from trtbuild.pipeline.ranges import extremes_of
 from trtbuild.quantization import casting
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.source import Data
-    from trtbuild.quantization.ranges import Ranges
 
 
 class _CastKey(Value, frozen=True, kw_only=True):
@@ -36,11 +35,11 @@ def cast(context: Context, graph: Graph, data: Data | None) -> Network:
     """Return the FP16 or BF16 network, overflowing nodes kept in FP32."""
     precision = context.recipe.quantization.precision
     low: Literal["fp16", "bf16"] = "bf16" if precision == "bf16" else "fp16"
-    ranges: Ranges = {}
+    amax: dict[str, float] = {}
     ranges_sha256 = ""
     if data is not None and low == "fp16":
         tensors = casting.float_tensors(graph)
-        ranges, ranges_sha256 = ranges_of(context, graph, data, tensors, "leave out")
+        amax, ranges_sha256 = extremes_of(context, graph, data, tensors)
     elif low == "fp16":
         context.find("cast", "ranges were not scanned for overflow in FP16: there is no data")
     kept = kept_nodes(context, graph)
@@ -48,7 +47,7 @@ def cast(context: Context, graph: Graph, data: Data | None) -> Network:
     def stage(name: str, *, emulated: bool) -> Graph:
         plan = casting.Casting(
             precision=low,
-            amax={tensor: found.amax for tensor, found in ranges.items()},
+            amax=amax,
             keep_float=kept,
             emulated=emulated,
         )

@@ -23,6 +23,7 @@ from trtbuild.pipeline.sensitivity import Subject
 from trtbuild.pipeline.trials import Plan, Trials
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.methods import candidates
+from trtbuild.quantization.ranges import ranges_digest
 from trtbuild.quantization.thresholds import thresholds, thresholds_digest
 from trtbuild.report.document import CalibrationRow
 
@@ -89,11 +90,11 @@ def quantized(
     """
     placements = placements_of(context, graph, schemes)
     given = {s.name: given_by(context, cache, graph, s, placements[s.name]) for s in schemes}
-    ranges: Ranges = {}
-    if data is not None and any(each.incomplete for each in given.values()):
-        ranges, _ = ranges_for(context, graph, data, schemes, placements.values())
     networks = {}
     for scheme in schemes:
+        ranges: Ranges = {}
+        if data is not None and given[scheme.name].incomplete:
+            ranges, _ = ranges_for(context, graph, data, scheme, placements[scheme.name])
         work = _Quantizing(context, graph, data, scheme, placements[scheme.name])
         networks[scheme.name] = work.network(ranges, given[scheme.name])
     return networks
@@ -102,13 +103,18 @@ def quantized(
 def measured(context: Context, graph: Graph, data: Data) -> tuple[Ranges, str]:
     """Return the ranges that any backend needs to quantize ``graph``, and their digest.
 
+    Where several need a tensor the last of ``NAMES`` is asked, which is a TensorRT.
+
     Raises:
         BuildError: the model is quantized already, or has nothing to quantize.
         DataError: the data does not fit the model, or activations are not finite.
     """
     schemes = tuple(backend(name).SCHEME for name in NAMES)
     placements = placements_of(context, graph, schemes)
-    return ranges_for(context, graph, data, schemes, placements.values())
+    found: Ranges = {}
+    for scheme in schemes:
+        found |= ranges_for(context, graph, data, scheme, placements[scheme.name])[0]
+    return found, ranges_digest(found)
 
 
 def placements_of(

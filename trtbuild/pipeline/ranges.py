@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import NAMES, backend
 from trtbuild.backends.fingerprint import version
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
@@ -15,9 +15,10 @@ from trtbuild.quantization import extremes as scan
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.ranges import load_ranges, ranges_digest, save_ranges
 from trtbuild.store import make_record
+from trtbuild.store.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from trtbuild.backends.scheme import Scheme
     from trtbuild.graph import Graph
@@ -63,24 +64,22 @@ class _RangesDetail(Value, frozen=True, kw_only=True):
 
 
 def ranges_for(
-    context: Context,
-    graph: Graph,
-    data: Data,
-    schemes: tuple[Scheme, ...],
-    placements: Iterable[Placement],
+    context: Context, graph: Graph, data: Data, scheme: Scheme, placement: Placement
 ) -> tuple[Ranges, str]:
-    """Return the ranges for ``placements`` by ``schemes``, and the digest of them.
+    """Return the ranges for ``placement`` by ``scheme``, and the digest of them.
 
-    They are measured as if every node were quantized by every backend, so that neither keeping
-    one in floating point nor another target calibrates again: which tensors are observed
-    decides what ONNX Runtime fuses, and so the last bits of all of them.
+    They are measured as if every node were quantized, so that keeping one in floating point
+    does not calibrate again; and for one scheme alone, so that another target does not either:
+    which tensors are observed decides what ONNX Runtime fuses, and so the last bits of all of
+    them. What only keeping a node makes necessary is measured apart.
     """
-    known = (*schemes, *(backend(name).SCHEME for name in NAMES))
-    everywhere = [quantizer.placement_of(graph, scheme, ()) for scheme in known]
-    tensors = dict.fromkeys(
-        tensor for each in (*everywhere, *placements) for tensor in each.observed
-    )
-    return ranges_of(context, graph, data, tuple(tensors))
+    everywhere = quantizer.placement_of(graph, scheme, ()).observed
+    ranges, sha256 = ranges_of(context, graph, data, everywhere)
+    more = tuple(tensor for tensor in placement.observed if tensor not in ranges)
+    if not more:
+        return ranges, sha256
+    merged = ranges | ranges_of(context, graph, data, more)[0]
+    return merged, ranges_digest(merged)
 
 
 def ranges_of(
@@ -102,21 +101,22 @@ def ranges_of(
     key = digest("ranges/v1", preimage)
 
     def make() -> Record:
-        samples = 0
-
-        def progress(seen: int) -> None:
-            nonlocal samples
-            samples = seen
-            context.say(f"calibrate: {seen} samples")
-
         context.say(f"calibrate {len(tensors)} tensors")
+        counted = _Counted(context, "calibrate", data.info.calibration_samples)
+        saved = checkpoint(context.store, "ranges", key)
         with context.store.scratch() as folder:
-            found = calibrate.calibrate(
-                graph, tensors, calibration(data, graph), folder, progress, infinities
+            how = calibrate.Collection(
+                work=folder,
+                progress=counted,
+                infinities=infinities,
+                memory_mib=context.recipe.limits.calib_memory_mib,
+                checkpoint=saved,
             )
+            found = calibrate.calibrate(graph, tensors, calibration(data, graph), how)
             save_ranges(found, folder / "ranges.npz")
             blob = context.store.put_file("ranges.npz", folder / "ranges.npz")
-        detail = _RangesDetail(sha256=ranges_digest(found), samples=samples)
+        saved.remove()
+        detail = _RangesDetail(sha256=ranges_digest(found), samples=counted.seen)
         return make_record("ranges", key, preimage, detail, (blob,))
 
     record = context.stage("calibrate", "ranges", key, make)
@@ -139,7 +139,13 @@ def extremes_of(
     def make() -> _Extremes:
         with context.store.scratch() as folder:
             batches = calibration(data, graph)
-            found = scan.extremes(graph, tensors, batches, folder, _counting(context, "scan"))
+            found = scan.extremes(
+                graph,
+                tensors,
+                batches,
+                folder,
+                _Counted(context, "scan", data.info.calibration_samples),
+            )
         return _Extremes(amax=found)
 
     found = context.remembered("scan for overflow", "extremes", key, _Extremes, make)
@@ -164,7 +170,7 @@ def channel_statistics_of(
 
     def make() -> Record:
         with context.store.scratch() as folder:
-            said = _counting(context, "channels")
+            said = _Counted(context, "channels", data.info.calibration_samples)
             found = channels.channel_statistics(
                 graph, tensors, calibration(data, graph), folder, said
             )
@@ -181,5 +187,26 @@ def _collector() -> str:
     return f"onnxruntime {version('onnxruntime')}"
 
 
-def _counting(context: Context, what: str) -> Callable[[int], None]:
-    return lambda seen: context.say(f"{what}: {seen} samples")
+class _Counted:
+    """Says how many samples were seen, how many a second, and how long the rest will take."""
+
+    def __init__(self, context: Context, what: str, total: int) -> None:
+        self._context = context
+        self._what = what
+        self._total = total
+        self._first = (0, 0.0)
+        self.seen = 0
+
+    def __call__(self, seen: int) -> None:
+        """Take note that ``seen`` samples were seen so far."""
+        now, (start, since) = time.monotonic(), self._first
+        if (
+            not since
+        ):  # the first chunk pays for what is made once, and a resumed run skips some
+            self._first = (seen, now)
+        self.seen = seen
+        text = f"{self._what}: {seen} of {self._total} samples"
+        if since and seen > start and now > since:
+            rate = (seen - start) / (now - since)
+            text += f", {rate:.3g} a second, {max(self._total - seen, 0) / rate:.0f} s left"
+        self._context.say(text)

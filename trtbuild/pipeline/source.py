@@ -45,11 +45,14 @@ VERSION = 1
 class DataInfo(Value, frozen=True, kw_only=True):
     """The content of a provider: digests of its batches in order, and of its metric.
 
+    ``calibration_samples`` are counted as calibration counts them: batches without a common
+    first axis as one.
     ``metric_sha256`` is over the code and all that it reads, empty without a metric.
     ``example`` tells names, types and shapes of the first calibration batch.
     """
 
     calibration_sha256: str
+    calibration_samples: int
     evaluation_sha256: str
     evaluation_batches: int
     metric_sha256: str
@@ -69,7 +72,7 @@ class _DataQuestion(Value, frozen=True, kw_only=True):
     folder: str
     provider: str
     evaluation: str | None
-    version: int = VERSION
+    version: int = VERSION + 1  # DataInfo has the number of samples
 
 
 class _DataAnswer(Value, frozen=True, kw_only=True):
@@ -322,7 +325,13 @@ def _with_inputs(provider: str, batches: Iterable[Batch], names: list[str]) -> I
 
 def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
     first = next(iter(provider.calibration_batches()), {})
-    count = 0
+    samples = count = 0
+
+    def calibrating() -> Iterator[Batch]:
+        nonlocal samples
+        for batch in provider.calibration_batches():
+            samples += max((len(array) for array in batch.values() if array.ndim), default=1)
+            yield batch
 
     def counted() -> Iterator[Batch]:
         nonlocal count
@@ -331,16 +340,19 @@ def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
             yield batch
 
     info = DataInfo(
-        calibration_sha256=data_digest(provider.calibration_batches()),
+        calibration_sha256=data_digest(calibrating()),
+        calibration_samples=0,
         evaluation_sha256=data_digest(counted()),
-        evaluation_batches=count,
+        evaluation_batches=0,
         metric_sha256="",
         example=tuple(
             TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(array.shape))
             for name, array in first.items()
         ),
     )
-    return provider, msgspec.structs.replace(info, evaluation_batches=count)
+    return provider, msgspec.structs.replace(
+        info, calibration_samples=samples, evaluation_batches=count
+    )
 
 
 def _content(dependencies: Dependencies, folder: Path) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from trtbuild.batches import Batch
+    from trtbuild.batches import Array, Batch
     from trtbuild.graph import Graph
     from trtbuild.quantization.ranges import Ranges
 
 VERSION = 2
 """Part of the key of ranges; raised when the collector starts to give other statistics."""
+
+Infinities = Literal["refuse", "leave out"]
+"""What infinite values mean: an error, or nothing."""
 
 _SAVE_EVERY_S = 5.0
 """What a kill may cost; saving takes some milliseconds."""
@@ -41,15 +44,19 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """How to collect: nothing here changes the statistics.
+    """How to collect; only ``infinities`` changes the statistics.
 
-    ``work`` is a folder for the observed graph. ``progress`` is called with the number of
-    samples seen so far. ``memory_mib`` bounds the memory of the process: tensors that do not
-    fit in it are computed again. ``checkpoint`` is where an interrupted collection goes on.
+    With ``infinities="leave out"`` infinite values do not count, as those of attention masks
+    must not when all tensors of a graph are scanned; a tensor of nothing else has no
+    statistics. ``work`` is a folder for the observed graph. ``progress`` is called with the
+    number of samples seen so far. ``memory_mib`` bounds the memory of the process: where not
+    all tensors fit, the graph runs several times. ``checkpoint`` is where an interrupted
+    collection goes on.
     """
 
     work: Path
     progress: Callable[[int], None]
+    infinities: Infinities = "refuse"
     memory_mib: int | None = None
     checkpoint: Checkpoint | None = None
 
@@ -86,6 +93,8 @@ def calibrate(
             forward.limit(chunks.filled(chunk, size) if short else chunk, how.memory_mib)
         for arrays in forward.run(chunk, size):
             wanted = {name: array for name, array in arrays.items() if name in tensors}
+            if how.infinities == "leave out":
+                wanted = {name: _finite(array) for name, array in wanted.items()}
             _observe(observers, wanted, seen - count, count)
         how.progress(seen)
         if how.checkpoint and time.monotonic() - saved > _SAVE_EVERY_S:
@@ -96,6 +105,11 @@ def calibrate(
         raise DataError("the calibration data is empty: expected at least one sample")
     found = observers.statistics()
     return {name: found[name] for name in tensors if name in found}
+
+
+def _finite(array: Array) -> Array:
+    infinite = np.isinf(array)
+    return array[~infinite] if infinite.any() else array
 
 
 def _observe(observers: Observers, arrays: Batch, first: int, count: int) -> None:

@@ -160,7 +160,8 @@ class Forward:
         known: dict[str, int] = {}
         for spec in self._graph.inputs:
             shape = samples[spec.name].shape
-            known.update({n: s for n, s in zip(spec.shape, shape, strict=False) if n != "?"})
+            named = zip(spec.shape, shape, strict=True)
+            known.update({n: s for n, s in named if isinstance(n, str) and n != "?"})
         first = {spec.shape[0] for spec in self._graph.inputs if spec.shape}
         known.update({name: count for name in first if isinstance(name, str)})
         others = [s for array in samples.values() for s in array.shape[1:]]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from trtbuild.quantization.ranges import BINS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,11 +23,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-BINS = 2048
-"""Bins of every histogram, over the magnitude from 0 to a power of two."""
-
 BIN_BITS = 11
-"""2048 is a power of two, so that the width of a bin is one too."""
+"""``BINS`` is 2 to this, so that the width of a bin is a power of two as well."""
 
 ZERO_EXPONENT = -1074
 """Exponent of the smallest float64: the histogram of a tensor that is 0 everywhere."""
@@ -34,17 +33,15 @@ _LOWEST_EXPONENT = -1000
 """Below any float32; lower ranges of float64 share this, so that 1 / width stays finite."""
 
 _BLOCK = 2048
-"""Values that are looked at twice, for extremes and bins: 8 KiB, so they stay in the L1 cache."""
+"""Values that are looked at twice, for extremes and bins: 8 KiB, which the L1 cache holds."""
 
 _SINGLE_LIMIT = float(np.finfo(np.float32).max)
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
-
-_compiled = numba.njit(**_OPTIONS)
+_compiled = numba.njit(nogil=True, error_model="numpy")
 
 
 @_compiled
-def _extremes(keys: Array, shift: Any, mask: Any) -> Any:
+def _extremes(keys: Array, shift: int, mask: int) -> tuple[int, int]:
     """Return the least and greatest of floats by their bits, seen as integers of that order."""
     low = mask
     high = ~mask
@@ -59,7 +56,7 @@ def _extremes(keys: Array, shift: Any, mask: Any) -> Any:
 
 
 @_compiled
-def _bins(values: Array, scale: Any, bins: Array) -> None:
+def _bins(values: Array, scale: float, bins: Array) -> None:
     for i in range(values.size):
         bins[i] = np.int32(abs(values[i]) * scale)
 
@@ -72,7 +69,7 @@ def _bins_wide(values: Array, scale: float, bins: Array) -> None:
 
 @_compiled
 def _count(bins: Array, one: Array, two: Array, three: Array, four: Array) -> None:
-    """Count in turn into four histograms: neighbors are alike, and would wait for each other."""
+    """Count in turn into four histograms: equal neighbors would wait for each other."""
     rest = bins.size // 4 * 4
     for quarter in range(bins.size // 4):
         i = 4 * quarter
@@ -105,7 +102,7 @@ _grow = _compiled(grow)
 
 
 @_compiled
-def _exponent(bits: int, mantissa: int) -> int:
+def _exponent(bits: np.int64, mantissa: np.int64) -> int:
     """Return the e with ``2 ** (e - 1) <= x < 2 ** e`` of a positive float's bits."""
     field = bits >> mantissa
     bias = 126 if mantissa == 23 else 1022  # noqa: PLR2004  binary32 and binary64, IEEE 754
@@ -119,16 +116,17 @@ def _exponent(bits: int, mantissa: int) -> int:
 
 
 def _accumulate(
-    values: Array, keys: Array, counts: Array, exponent: int, layout: Array, unit: Array
-) -> Any:
+    values: Array, keys: Array, counts: Array, exponent: int, layout: Array
+) -> tuple[bool, int, int, int]:
     """Count all ``values``; return whether they are finite, the range's exponent, extremes.
 
     ``keys`` are the bits of ``values``. ``layout`` is the width of its integers minus 1, their
-    greatest, and the bits of a mantissa. ``unit`` is room for one float of that type.
+    greatest, and the bits of a mantissa.
     """
     shift, mask, mantissa = layout[0], layout[1], np.int64(layout[2])
     infinity = (np.int64(mask) >> mantissa) << mantissa
     low, high = mask, ~mask
+    scale_of_type = np.empty(1, values.dtype)
     parts = np.zeros((4, BINS), np.uint32)
     bins = np.empty(_BLOCK, np.uint32)
     for start in range(0, values.size, _BLOCK):
@@ -154,14 +152,14 @@ def _accumulate(
         if scale > _SINGLE_LIMIT:
             _bins_wide(values[start:end], scale, bins)
         else:
-            unit[0] = scale
-            _bins(values[start:end], unit[0], bins)
+            scale_of_type[0] = scale
+            _bins(values[start:end], scale_of_type[0], bins)
         _count(bins[: end - start], parts[0], parts[1], parts[2], parts[3])
     _flush(parts, counts)
     return True, exponent, low, high
 
 
-_LAYOUTS = {
+_LAYOUTS: dict[np.dtype[Any], Array] = {
     np.dtype(np.float32): np.array([31, 0x7FFFFFFF, 23], np.int32),
     np.dtype(np.float64): np.array([63, 0x7FFFFFFFFFFFFFFF, 52], np.int64),
 }
@@ -180,11 +178,12 @@ def _loop(dtype: np.dtype[Any]) -> Callable[..., Any]:
         np.zeros(BINS, np.int64),
         ZERO_EXPONENT,
         _LAYOUTS[dtype],
-        np.empty(1, dtype),
     )
     try:
         # No folder to write to (RuntimeError), a full disk, a damaged file.
-        made: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)(_accumulate)
+        made: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")(
+            _accumulate
+        )
         made(*arguments)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
         made = _compiled(_accumulate)
@@ -203,8 +202,7 @@ def accumulate(
     layout = _LAYOUTS[values.dtype]
     loop = _loop(values.dtype)
     keys = values.view(layout.dtype)
-    unit = np.empty(1, values.dtype)
-    finite, exponent, low, high = loop(values, keys, counts, exponent, layout, unit)
+    finite, exponent, low, high = loop(values, keys, counts, exponent, layout)
     extremes = np.array([low, high], layout.dtype)
     extremes ^= (extremes >> layout[0]) & layout[1]
     # + 0.0 turns -0.0 into 0.0: which of them is the minimum depends on the order.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtbuild.quantization.kernel import BINS, ZERO_EXPONENT, accumulate, grow
-from trtbuild.quantization.ranges import TensorStatistics
+from trtbuild.quantization.kernel import ZERO_EXPONENT, accumulate, grow
+from trtbuild.quantization.ranges import BINS, TensorStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -30,7 +30,15 @@ class Progress:
 def save_progress(progress: Progress) -> bytes:
     """Return ``progress`` as bytes that begin with their own digest."""
     file = io.BytesIO()
-    np.savez(file, chunks=np.array(progress.chunks), **arrays_of(progress.ranges))
+    arrays = arrays_of(progress.ranges)
+    np.savez(
+        file,
+        chunks=np.array(progress.chunks),
+        names=arrays["names"],
+        extremes=arrays["extremes"],
+        exponents=arrays["exponents"],
+        counts=arrays["counts"],
+    )
     data = file.getvalue()
     return hashlib.sha256(_TAG + data).digest() + data
 

@@ -11,13 +11,16 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trtbuild.errors import StoreError
-from trtbuild.quantization.kernel import BINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
+
+
+BINS = 2048
+"""Bins of every histogram, over the magnitude from 0 to a power of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,15 @@ def ranges_in(file: Mapping[str, npt.NDArray[Any]]) -> Ranges:
 
 def save_ranges(ranges: Mapping[str, TensorStatistics], path: Path) -> None:
     """Write ``ranges`` as a compressed ``.npz`` file."""
+    arrays = arrays_of(ranges)
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays_of(ranges))
+        np.savez_compressed(
+            file,
+            names=arrays["names"],
+            extremes=arrays["extremes"],
+            exponents=arrays["exponents"],
+            counts=arrays["counts"],
+        )
 
 
 def load_ranges(path: Path) -> Ranges:
