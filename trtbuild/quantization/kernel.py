@@ -102,7 +102,7 @@ _grow = _compiled(grow)
 
 
 @_compiled
-def _exponent(bits: np.int64, mantissa: np.int64) -> int:
+def _exponent(bits: int, mantissa: int) -> int:
     """Return the e with ``2 ** (e - 1) <= x < 2 ** e`` of a positive float's bits."""
     field = bits >> mantissa
     bias = 126 if mantissa == 23 else 1022  # noqa: PLR2004  binary32 and binary64, IEEE 754
@@ -139,7 +139,7 @@ def _accumulate(
         if magnitude >= infinity:
             return False, exponent, low, high
         if magnitude > 0:
-            wanted = _exponent(magnitude, mantissa)
+            wanted = _exponent(int(magnitude), int(mantissa))
             if wanted > exponent:
                 _flush(parts, counts)
                 _grow(counts, exponent, wanted)
