@@ -143,6 +143,10 @@ def test_a_missing_recipe_and_a_binary_one_are_named(tmp_path: Path) -> None:
         ),
         ("[gate]\nmax_drop = 0.1", r"`gate`; expected gates or source"),
         ('[quantization]\nmethod = "min-max"', r"method: .*'min-max'; expected minmax or auto"),
+        (
+            '[quantization]\ntechniques = ["smooth", "baias"]',
+            r"techniques\[...\]: .*'baias'; expected bias",
+        ),
     ],
 )
 def test_a_typing_mistake_is_told_what_could_stand_there(

@@ -23,7 +23,13 @@ else:
 
 Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
-_WORDS = {"method": get_args(Method), "precision": get_args(Precision)}
+Technique = Literal["equalize", "smooth", "rounding", "bias"]
+
+_WORDS = {
+    "method": get_args(Method),
+    "precision": get_args(Precision),
+    "techniques": ("auto", *get_args(Technique)),
+}
 
 UNSUPPORTED_PRECISIONS = ("tf32", "fp8", "int4", "nvfp4", "best")
 """Words of the design that this version refuses by name instead of as a typing mistake."""
@@ -68,12 +74,15 @@ class Quantization(Value, frozen=True, kw_only=True):
     TensorRT 4 to 10: its scales are taken as they are, the data is for tensors that it lacks.
     ``policy`` is ``auto`` (with a gate on the metric, find what must stay in floating point
     too), ``all`` (nothing else does) or a policy file.
+    ``techniques`` are applied as listed; ``auto`` tries those that are quick where ``method``
+    is ``auto`` too, and keeps what improves. With a cache there are none.
     """
 
     precision: Precision = "fp32"
     provider: str | None = None
     evaluation: str | None = None
     method: Method = "auto"
+    techniques: Literal["auto"] | tuple[Technique, ...] = "auto"
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
     policy: Annotated[str, msgspec.Meta(min_length=1)] = "auto"
@@ -246,8 +255,8 @@ def _allowed(text: str, keys: list[str]) -> str:
     )
     if "unknown field" in text and len(keys) <= 1:
         words = [field.name for field in msgspec.structs.fields(table)]
-    elif "enum value" in text and keys[-1] in _WORDS:
-        words = list(_WORDS[keys[-1]])
+    elif "enum value" in text and keys[-1].partition("[")[0] in _WORDS:
+        words = list(_WORDS[keys[-1].partition("[")[0]])
     else:
         return ""
     wrong = text.rpartition(" ")[2].strip("`'")

@@ -231,6 +231,19 @@ def test_data_that_is_wrong_is_told_with_provider_batch_and_tensor(
         assert part in done.message
 
 
+def test_techniques_are_applied_as_named_and_remembered(run: Run, folder: Path) -> None:
+    named = ("--technique", "equalize", "--technique", "rounding", "--technique", "bias")
+    done = run("engine", "model.onnx", *INT8, *DATA, *named, "--json")
+    assert done.code == 0, done.err
+    (row,) = done.document["calibration"]
+    assert row["chosen"]
+    assert row["method"].endswith("minmax + rounding + bias")
+    plain = run("engine", "model.onnx", *INT8, *DATA, "--technique", "none", "--json")
+    assert plain.document["engines"][0]["sha256"] != done.document["engines"][0]["sha256"]
+    again = run("engine", "model.onnx", *INT8, *DATA, *named, "--json")
+    assert again.document["full_cache_hit"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "parts"),
     [
@@ -238,6 +251,8 @@ def test_data_that_is_wrong_is_told_with_provider_batch_and_tensor(
         (("model.onnx", "--precision", "fp8"), 2, ["fp8", "int8"]),
         (("model.onnx", "--precision", "int7"), 2, ["int7", "int8"]),
         (("model.onnx", "--method", "guess", *ORT), 2, ["guess", "entropy"]),
+        (("model.onnx", "--technique", "magic", *ORT), 2, ["magic", "smooth"]),
+        (("model.onnx", "--technique", "none", "--technique", "bias", *ORT), 2, ["none"]),
         (("model.onnx", "--precision", "bf16", *ORT), 2, ["bf16", "onnxruntime"]),
         (("model.onnx", "--arch", "sm_90"), 3, ["sm_90", "sm_89"]),
         (("model.onnx", "--arch", "9.0"), 3, ["sm_90", "sm_89"]),

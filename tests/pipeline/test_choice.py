@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trtbuild.batches import Metric
-from trtbuild.pipeline.choice import Trial, choose, trial
+from trtbuild.pipeline.choice import Trial, choose, refined, trial
 from trtbuild.verification.accuracy import Candidate
 from trtbuild.verification.results import TensorErrors
 
@@ -96,3 +96,31 @@ def test_the_worst_output_stands_for_a_trial(
     found = trial("mse", Candidate(errors=(good, other), scores=scores))
     assert found.sqnr_db == min(60.0, expected)
     assert found.metric == 1.0
+
+
+def test_a_refinement_must_gain_signal_and_must_not_lose_the_metric() -> None:
+    now = attempt("mse", 390, 30.0)
+    assert refined(now, [attempt("a", 390, 30.2)], metric()) is now
+    assert refined(now, [attempt("a", 380, 40.0)], metric()) is now
+    assert refined(now, [attempt("a", 380, 40.0)], metric(higher_is_better=False)).method == "a"
+    both = [attempt("a", 390, 31.0), attempt("b", 391, 32.0), attempt("c", 392, 32.0)]
+    assert refined(now, both, metric()).method == "b"
+    assert refined(now, both, None).method == "b"
+
+
+def test_a_loss_within_the_noise_of_paired_scores_is_no_loss() -> None:
+    """Of 400 units nine change sides: five lost and four won are one standard error apart."""
+    scores = np.zeros(400)
+    scores[:200] = 1
+    now = Trial(method="mse", scores=scores, sqnr_db=30.0)
+    moved = scores.copy()
+    moved[:5], moved[200:204] = 0, 1
+    assert refined(now, [Trial(method="a", scores=moved, sqnr_db=31.0)], metric()).method == "a"
+    moved[200:204] = 0
+    assert refined(now, [Trial(method="a", scores=moved, sqnr_db=31.0)], metric()) is now
+
+
+def test_a_refinement_whose_metric_broke_is_not_taken() -> None:
+    broken = Trial(method="a", scores=np.full(400, math.nan), sqnr_db=90.0)
+    now = attempt("mse", 390, 30.0)
+    assert refined(now, [broken], metric()) is now

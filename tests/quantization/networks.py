@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from tests.graph import models
 from trtbuild.graph.model import read_graph
+from trtbuild.graph.observe import with_outputs
 from trtbuild.graph.optimize import optimize
 from trtbuild.quantization.calibrate import Collection, calibrate
 from trtbuild.quantization.quantize import placement_of, quantize
@@ -121,3 +123,20 @@ def quantized(
     onnx.checker.check_model(str(result.path), full_check=True)
     assert read_graph(result.path).sha256 == result.sha256
     return result
+
+
+def constants(graph: Graph) -> dict[str, Array]:
+    """Return the weight of each node whose second input is a constant."""
+    model = onnx.load(graph.path)
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    return {
+        n.name: arrays[n.input[1]]
+        for n in model.graph.node
+        if n.input[1:2] and n.input[1] in arrays
+    }
+
+
+def observed(graph: Graph, tensor: str, data: Array) -> Array:
+    """Return an inner tensor as ONNX Runtime computes it."""
+    out = with_outputs(graph, (tensor,), graph.path.parent / "observed.onnx")
+    return models.run(out.path, {graph.inputs[0].name: data})[tensor]

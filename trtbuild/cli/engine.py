@@ -43,6 +43,14 @@ MethodOption = Annotated[
     str | None,
     typer.Option("--method", metavar="auto|minmax|percentile|entropy|mse"),
 ]
+TechniqueOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--technique",
+        metavar="auto|none|equalize|smooth|rounding|bias",
+        help="What to do to the weights first; repeat it.",
+    ),
+]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="NAME:MIN,OPT,MAX", help="Sizes joined by x; repeat it."),
@@ -102,6 +110,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     calibration: CalibrationOption = None,
     evaluation: EvaluationOption = None,
     method: MethodOption = None,
+    technique: TechniqueOption = None,
     shape: ShapeOption = None,
     keep_float: KeepFloatOption = None,
     from_trt_cache: TrtCacheOption = None,
@@ -129,6 +138,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         calibration=calibration,
         evaluation=evaluation,
         method=method,
+        technique=tuple(technique or ()),
         shape=tuple(shape or ()),
         keep_float=tuple(keep_float or ()),
         trt_cache=from_trt_cache,

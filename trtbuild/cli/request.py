@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
 
@@ -19,6 +19,7 @@ from trtbuild.recipe import (
     Quantization,
     Recipe,
     Source,
+    Technique,
     load_recipe,
 )
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+_TECHNIQUES = get_args(Technique)
 _BACKENDS = ("auto", "onnxruntime", "tensorrt-rtx")
 
 
@@ -39,6 +41,7 @@ class Arguments(Value, frozen=True, kw_only=True):
     calibration: str | None = None
     evaluation: str | None = None
     method: str | None = None
+    technique: tuple[str, ...] = ()
     shape: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
@@ -125,6 +128,7 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             provider=_path(arguments.calibration) or table.provider,
             evaluation=_path(arguments.evaluation) or table.evaluation,
             method=cast("Method", method),
+            techniques=_techniques(arguments.technique, table),
             keep_float=arguments.keep_float or table.keep_float,
             trt_cache=_path(arguments.trt_cache) or table.trt_cache,
             policy=_policy(arguments.policy) or table.policy,
@@ -136,6 +140,25 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             else "--precision int8"
         )
         raise RecipeError(f"{error}. Use {remedy}") from error
+
+
+def _techniques(
+    words: tuple[str, ...], table: Quantization
+) -> Literal["auto"] | tuple[Technique, ...]:
+    """Return what ``--technique`` asks for: ``none`` and ``auto`` stand alone."""
+    if not words:
+        return table.techniques
+    if words == ("auto",):
+        return "auto"
+    if words == ("none",):
+        return ()
+    for word in words:
+        if word not in _TECHNIQUES:
+            raise UsageError(
+                f"--technique {word}: expected one or more of {', '.join(_TECHNIQUES)}, or "
+                f"auto or none alone"
+            )
+    return cast("tuple[Technique, ...]", tuple(dict.fromkeys(words)))
 
 
 def _gates(table: Gates, arguments: Arguments) -> Gates:

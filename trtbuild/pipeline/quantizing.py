@@ -3,68 +3,52 @@
 from __future__ import annotations
 
 import glob
+import math
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import NAMES, backend
-from trtbuild.backends.fingerprint import version
 from trtbuild.backends.scheme import Scheme
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError
 from trtbuild.graph.cost import count_macs
-from trtbuild.pipeline.choice import PLAIN_MAX, choose
-from trtbuild.pipeline.choice import VERSION as RULE
+from trtbuild.pipeline.choice import PLAIN_MAX
 from trtbuild.pipeline.engines import profile_of
 from trtbuild.pipeline.keeping import assigned
 from trtbuild.pipeline.legacy import given_by
 from trtbuild.pipeline.network import Network
 from trtbuild.pipeline.policy_search import decide, named_policy
 from trtbuild.pipeline.ranges import ranges_for
+from trtbuild.pipeline.refining import Refining
+from trtbuild.pipeline.search import Candidate, Search, fixed
 from trtbuild.pipeline.sensitivity import Subject
 from trtbuild.pipeline.trials import Plan, Trials
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.methods import candidates
 from trtbuild.quantization.ranges import ranges_digest
-from trtbuild.quantization.thresholds import thresholds, thresholds_digest
+from trtbuild.quantization.thresholds import thresholds
 from trtbuild.report.document import CalibrationRow
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from trtbuild.graph import Graph
     from trtbuild.pipeline.choice import Trial
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.legacy import Given, Legacy
+    from trtbuild.pipeline.search import Found
     from trtbuild.pipeline.source import Data
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.ranges import Ranges
-    from trtbuild.quantization.thresholds import Thresholds
     from trtbuild.report.document import PolicyReport
 
 _NAIVE = f"{PLAIN_MAX}, no node kept"
 """The row of the calibration table that shows what keep_float and policy are for."""
 
 
-class _ChoiceKey(Value, frozen=True, kw_only=True):
-    graph_sha256: str
-    scheme: Scheme
-    plans: tuple[tuple[str, str], ...]
-    evaluation_sha256: str
-    metric_sha256: str
-    runtime: str
-    version: int
-    rule: int
-
-
-class _Choice(Value, frozen=True, kw_only=True):
-    method: str
-    rows: tuple[CalibrationRow, ...]
-
-
 class _NetworkKey(Value, frozen=True, kw_only=True):
-    graph_sha256: str
-    thresholds_sha256: str
+    plan: str
     scheme: Scheme
-    nodes: tuple[str, ...]
     version: int
 
 
@@ -163,18 +147,47 @@ class _Quantizing:
         self._fused = scheme.activation == "uint8"
 
     def network(self, ranges: Ranges, given: Given) -> Network:
+        start = Candidate(
+            graph=self._graph,
+            placement=self._placement,
+            ranges=ranges,
+            known=given.intervals,
+            words=(given.header,) if given.header else (),
+        )
         methods = candidates(self._context.recipe.quantization.method)
-        plans = {
-            given.label(method): self._plan(ranges, method, self._placement, given.intervals)
-            for method in (methods if given.incomplete else ("",))
-        }
-        # What keeping nodes is for is shown with ranges of all, which a cache may lack.
-        choice = self._choice(plans, {} if given.intervals else self._naive(ranges))
-        plan, policy = self._decided(plans[choice.method])
+        methods = methods if given.incomplete else ("",)
+        trials: dict[str, Trial] = {}
+        if self._data is None:
+            found = fixed(start, methods[0], self._scheme)
+        else:
+            found, trials = self._searched(self._data, start, methods)
+        plan, policy = self._decided(found.plan)
         graph = self._written(plan)
         return Network(
-            graph=graph, twin=graph, fused=self._fused, rows=choice.rows, policy=policy
+            graph=graph,
+            twin=graph,
+            fused=self._fused,
+            rows=_rows(found.name, trials, self._scheme),
+            policy=policy,
         )
+
+    def _searched(
+        self, data: Data, start: Candidate, methods: tuple[str, ...]
+    ) -> tuple[Found, dict[str, Trial]]:
+        """Return the way to quantize, and everything that was tried for it."""
+        search = Search(runner=self._trials(data), metric=data.provider.metric)
+        if start.known:  # a cache's scales fit the unchanged graph only
+            if len(methods) == 1:
+                return fixed(start, methods[0], self._scheme), {}
+            return search.uniform(start, methods, {}), search.trials
+        work = Refining(context=self._context, data=data, scheme=self._scheme, search=search)
+        prepared = work.prepared(start)
+        if len(methods) == 1:
+            found = fixed(prepared, methods[0], self._scheme)
+        else:
+            found = search.uniform(prepared, methods, self._naive(start.ranges))
+            found = work.refined(found)
+        return work.finished(found), search.trials
 
     def _decided(self, plan: Plan) -> tuple[Plan, PolicyReport | None]:
         """Return the plan without what the recipe's policy leaves in floating point."""
@@ -194,28 +207,16 @@ class _Quantizing:
             fused=self._fused,
         )
 
-    def _plan(
-        self, ranges: Ranges, method: str, placement: Placement, known: Thresholds
-    ) -> Plan:
-        rest = [tensor for tensor in placement.observed if tensor not in known]
-        intervals = known | thresholds(ranges, rest, method, self._scheme)
-        return Plan(graph=self._graph, placement=placement, intervals=intervals)
-
     def _naive(self, ranges: Ranges) -> dict[str, Plan]:
         """Return plain max on every node, to show what keeping some is for; none if all are."""
         placement = quantizer.placement_of(self._graph, self._scheme, ())
         if placement.nodes == self._placement.nodes:
             return {}
-        return {_NAIVE: self._plan(ranges, PLAIN_MAX, placement, {})}
+        intervals = thresholds(ranges, placement.observed, PLAIN_MAX, self._scheme)
+        return {_NAIVE: Plan(graph=self._graph, placement=placement, intervals=intervals)}
 
     def _written(self, plan: Plan) -> Graph:
-        key = _NetworkKey(
-            graph_sha256=plan.graph.sha256,
-            thresholds_sha256=thresholds_digest(plan.intervals),
-            scheme=self._scheme,
-            nodes=tuple(sorted(plan.placement.nodes)),
-            version=quantizer.VERSION,
-        )
+        key = _NetworkKey(plan=plan.digest, scheme=self._scheme, version=quantizer.VERSION)
 
         def make(out: Path) -> tuple[Graph, _Nothing]:
             return plan.write(self._scheme, out), _Nothing()
@@ -223,42 +224,23 @@ class _Quantizing:
         name = f"quantize for {self._scheme.name}"
         return self._context.remembered_graph(name, "network", key, _Nothing, make)[0]
 
-    def _choice(self, plans: dict[str, Plan], naive: dict[str, Plan]) -> _Choice:
-        data = self._data
-        if len(plans) == 1 or data is None:
-            method = next(iter(plans))
-            row = CalibrationRow(
-                method=method, scheme=self._scheme.name, metric=None, sqnr_db=None, chosen=True
-            )
-            return _Choice(method=method, rows=(row,))
-        key = _ChoiceKey(
-            graph_sha256=self._graph.sha256,
-            scheme=self._scheme,
-            plans=tuple((name, plan.digest) for name, plan in (plans | naive).items()),
-            evaluation_sha256=data.info.evaluation_sha256,
-            metric_sha256=data.info.metric_sha256,
-            runtime=f"onnxruntime {version('onnxruntime')}",
-            version=quantizer.VERSION,
-            rule=RULE,
-        )
-        name = f"choose method for {self._scheme.name}"
-        return self._context.remembered(
-            name, "choice", key, _Choice, lambda: self._try(plans, naive, data)
-        )
 
-    def _try(self, plans: dict[str, Plan], naive: dict[str, Plan], data: Data) -> _Choice:
-        """Quantize with every method, and run them all against the unquantized graph."""
-        trials = self._trials(data).run(plans | naive)
-        chosen = choose([trials[name] for name in plans], data.provider.metric)
-        rows = tuple(self._row(each, chosen=each is chosen) for each in trials.values())
-        return _Choice(method=chosen.method, rows=rows)
-
-    def _row(self, trial: Trial, *, chosen: bool) -> CalibrationRow:
-        finite = abs(trial.sqnr_db) != float("inf")
-        return CalibrationRow(
-            method=trial.method,
-            scheme=self._scheme.name,
-            metric=trial.metric,
-            sqnr_db=trial.sqnr_db if finite else None,
-            chosen=chosen,
+def _rows(
+    chosen: str, trials: Mapping[str, Trial], scheme: Scheme
+) -> tuple[CalibrationRow, ...]:
+    """Return what the report shows: everything tried, and what was chosen."""
+    figures: dict[str, tuple[float | None, float | None]] = {
+        name: (trial.metric, trial.sqnr_db if math.isfinite(trial.sqnr_db) else None)
+        for name, trial in trials.items()
+    }
+    figures.setdefault(chosen, (None, None))
+    return tuple(
+        CalibrationRow(
+            method=name,
+            scheme=scheme.name,
+            metric=metric,
+            sqnr_db=sqnr_db,
+            chosen=name == chosen,
         )
+        for name, (metric, sqnr_db) in figures.items()
+    )

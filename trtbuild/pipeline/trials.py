@@ -7,13 +7,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trtbuild.backends.fingerprint import version
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.backends.scheme import Scheme
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
 from trtbuild.pipeline.choice import VERSION as RULE
-from trtbuild.pipeline.choice import trial
+from trtbuild.pipeline.choice import Trial, trial
 from trtbuild.pipeline.held_out import held_out
 from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.quantize import placement_of, quantize
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from trtbuild.backends import Session
     from trtbuild.batches import Metric
     from trtbuild.graph import Graph
-    from trtbuild.pipeline.choice import Trial
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.source import Data
     from trtbuild.quantization.placement import Placement
@@ -139,6 +140,37 @@ class Plan:
         return digest("plan/v1", [self.graph.sha256, nodes, thresholds_digest(intervals)])
 
 
+class _TriedKey(Value, frozen=True, kw_only=True):
+    reference_sha256: str
+    scheme: Scheme
+    plans: tuple[tuple[str, str], ...]
+    evaluation_sha256: str
+    metric_sha256: str
+    runtime: str
+    version: int
+
+
+class _Figures(Value, frozen=True, kw_only=True):
+    """A trial as a record holds it; numbers in hexadecimal, since some are not finite."""
+
+    method: str
+    scores: tuple[str, ...]
+    sqnr_db: str
+
+    @classmethod
+    def of(cls, trial: Trial) -> _Figures:
+        scores = tuple(float(score).hex() for score in trial.scores)
+        return cls(method=trial.method, scores=scores, sqnr_db=float(trial.sqnr_db).hex())
+
+    def trial(self) -> Trial:
+        scores = np.array([float.fromhex(score) for score in self.scores], np.float64)
+        return Trial(method=self.method, scores=scores, sqnr_db=float.fromhex(self.sqnr_db))
+
+
+class _Tried(Value, frozen=True, kw_only=True):
+    trials: tuple[_Figures, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trials:
     """Where plans are tried: against ``reference``, on the batches that choose.
@@ -152,6 +184,26 @@ class Trials:
     reference: Graph
     scheme: Scheme
     fused: bool
+
+    def tried(self, stage: str, plans: Mapping[str, Plan]) -> dict[str, Trial]:
+        """Return what became of each plan, by its name, remembered as the stage ``stage``."""
+        key = _TriedKey(
+            reference_sha256=self.reference.sha256,
+            scheme=self.scheme,
+            plans=tuple((name, plan.digest) for name, plan in plans.items()),
+            evaluation_sha256=self.data.info.evaluation_sha256,
+            metric_sha256=self.data.info.metric_sha256,
+            runtime=f"onnxruntime {version('onnxruntime')}",
+            version=quantizer.VERSION,
+        )
+
+        def make() -> _Tried:
+            found = self.run(plans).items()
+            return _Tried(trials=tuple(_Figures.of(each) for _, each in found))
+
+        name = f"{stage} for {self.scheme.name}"
+        found = self.context.remembered(name, "trials", key, _Tried, make)
+        return {each.method: each.trial() for each in found.trials}
 
     def run(self, plans: Mapping[str, Plan]) -> dict[str, Trial]:
         """Return what became of each plan, by its name; equal plans run once."""
