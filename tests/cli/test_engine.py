@@ -231,7 +231,8 @@ def test_data_that_is_wrong_is_told_with_provider_batch_and_tensor(
         assert part in done.message
 
 
-def test_techniques_are_applied_as_named_and_remembered(run: Run, folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_techniques_are_applied_as_named_and_remembered(run: Run) -> None:
     named = ("--technique", "equalize", "--technique", "rounding", "--technique", "bias")
     done = run("engine", "model.onnx", *INT8, *DATA, *named, "--json")
     assert done.code == 0, done.err

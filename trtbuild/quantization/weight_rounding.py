@@ -101,7 +101,7 @@ def _fits(node: ir.Node) -> bool:
         return False
     shape = weight.const_value.numpy().shape
     if node.op_type == "Conv":
-        plain = node.attributes.get_int("group", 1) == 1 and len(shape) == 4  # noqa: PLR2004  NCHW
+        plain = node.attributes.get_int("group", 1) == 1 and len(shape) == 4  # noqa: PLR2004  images, channels first
         padded = node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
         return plain and padded and int(np.prod(shape[1:])) <= _LARGEST
     product = node.op_type in {"MatMul", "Gemm"} and len(shape) == 2  # noqa: PLR2004  a matrix
