@@ -86,7 +86,7 @@ class Refining:
         kept = assigned(self.context, start.graph).unquantized
         names = tuple(glob.escape(name) for name in sorted(kept))
         placement = quantizer.placement_of(graph, self.scheme, names)
-        ranges, _ = ranges_for(self.context, graph, self.data, (self.scheme,), [placement])
+        ranges, _ = ranges_for(self.context, graph, self.data, self.scheme, placement)
         return Candidate(
             graph=graph,
             placement=placement,
