@@ -48,8 +48,8 @@ MISTAKES = {
         ("[quantization]", "calibration data"),
     ),
     "precision of a later version": (
-        '[source]\nonnx = "a"\n[quantization]\nprecision = "nvfp4"',
-        ("[quantization]", "'nvfp4'", "not built by this version"),
+        '[source]\nonnx = "a"\n[quantization]\nprecision = "tf32"',
+        ("[quantization]", "'tf32'", "not built by this version"),
     ),
     "no such precision": (
         '[source]\nonnx = "a"\n[quantization]\nprecision = "int9"',

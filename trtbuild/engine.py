@@ -5,14 +5,24 @@ Values only. Nothing here reads a file, and nothing heavier than msgspec is impo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from trtbuild.canonical import digest
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""Precisions that this version builds; the recipe refuses fp8, int4 and nvfp4 by name."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4", "nvfp4", "mxfp4"]
+"""What an engine can be asked for: ``int8`` and ``fp8`` have activations and weights in it,
+``int4``, ``nvfp4`` and ``mxfp4`` weights alone (docs/decisions/0010-formats.md)."""
+
+Rest = Literal["fp32", "fp16", "bf16"]
+"""What computes around quantized layers."""
+
+PACKED: Mapping[str, str] = {"int4": "int4", "nvfp4": "fp4", "mxfp4": "fp4"}
+"""The type of the weights that a layer reads, by the precision that packs only weights."""
 
 KEY_SCHEMA = 1
 """Bumped by hand when the meaning of a field of :class:`EngineKey` changes."""
@@ -113,6 +123,8 @@ class Layer(Value, frozen=True, kw_only=True):
     type that the layer computes in (``int8``, ``fp16``, ``bf16``, ``fp32``, ``int64`` ...).
     ``compute`` is true for convolutions, matrix products and what fused into them. ``nodes``
     are the ONNX nodes of the network that the layer covers, the compute node first.
+    ``weights`` is the type of the packed weights that the layer reads and unpacks (``int4``,
+    ``fp4``), empty for others: it computes in ``precision`` all the same.
     """
 
     name: str
@@ -120,6 +132,7 @@ class Layer(Value, frozen=True, kw_only=True):
     precision: str
     compute: bool
     nodes: tuple[str, ...]
+    weights: str = ""
 
 
 class Layers(Value, frozen=True, kw_only=True):
@@ -134,6 +147,15 @@ class Layers(Value, frozen=True, kw_only=True):
         for layer in self.layers:
             if layer.compute:
                 counts[layer.precision] = counts.get(layer.precision, 0) + 1
+        return dict(sorted(counts.items()))
+
+    @property
+    def weights_packed(self) -> dict[str, int]:
+        """Number of layers that read packed weights, by their type, sorted by name."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            if layer.weights:
+                counts[layer.weights] = counts.get(layer.weights, 0) + 1
         return dict(sorted(counts.items()))
 
 
@@ -156,8 +178,10 @@ class Manifest(Value, frozen=True, kw_only=True):
     """Everything known of an engine when it was built; its record names it.
 
     ``recipe`` is the JSON of the recipe that asked for it first: where the model and the data
-    were, so that the engine can be verified again. ``fused_layers`` counts the layers that
-    cover more than one operator, QuantizeLinear and DequantizeLinear not counted.
+    were, so that the engine can be verified again. ``mac_share`` is the share of
+    multiply-accumulates by the precision that computes them, 0 to 1. ``fused_layers`` counts
+    the layers that cover more than one operator, QuantizeLinear and DequantizeLinear not
+    counted.
     """
 
     key: str
@@ -176,4 +200,5 @@ class Manifest(Value, frozen=True, kw_only=True):
     created: str
     trtbuild_version: str
     recipe: str
+    mac_share: dict[str, float] = msgspec.field(default_factory=dict)
     schema: int = 1

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from trtbuild.engine import Precision, Setting, ShapeRange, Value
+from trtbuild.engine import Precision, Rest, Setting, ShapeRange, Value
 from trtbuild.errors import RecipeError
 
 if sys.version_info >= (3, 11):
@@ -25,13 +25,21 @@ Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
 Technique = Literal["equalize", "smooth", "rounding", "bias"]
 
+RestWord = Literal["auto", "fp32", "fp16", "bf16"]
+
+BlockSize = Literal[32, 64, 128]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+RESTS = ("auto", *get_args(Rest))
+
 _WORDS = {
     "method": get_args(Method),
-    "precision": get_args(Precision),
+    "precision": PRECISIONS,
+    "rest": RESTS,
     "techniques": ("auto", *get_args(Technique)),
 }
 
-UNSUPPORTED_PRECISIONS = ("tf32", "fp8", "int4", "nvfp4", "best")
+UNSUPPORTED_PRECISIONS = ("tf32", "best")
 """Words of the design that this version refuses by name instead of as a typing mistake."""
 
 
@@ -76,6 +84,8 @@ class Quantization(Value, frozen=True, kw_only=True):
     too), ``all`` (nothing else does) or a policy file.
     ``techniques`` are applied as listed; ``auto`` tries those that are quick where ``method``
     is ``auto`` too, and keeps what improves. With a cache there are none.
+    ``rest`` is what computes around quantized layers, ``auto`` the backend's choice.
+    ``block_size`` is the largest block of INT4 weights.
     """
 
     precision: Precision = "fp32"
@@ -86,13 +96,22 @@ class Quantization(Value, frozen=True, kw_only=True):
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
     policy: Annotated[str, msgspec.Meta(min_length=1)] = "auto"
+    rest: RestWord = "auto"
+    block_size: BlockSize = 128
 
     def __post_init__(self) -> None:
-        """Refuse INT8 without data, and a calibration cache without INT8."""
-        if self.precision == "int8" and self.provider is None and self.trt_cache is None:
+        """Refuse INT8 and FP8 without data, a cache without INT8, a method that FP8 has not."""
+        cached = self.precision == "int8" and self.trt_cache is not None
+        if self.precision in {"int8", "fp8"} and self.provider is None and not cached:
             message = (
-                "precision int8 needs calibration data: name a provider, an .npz file or a "
-                "folder (random data is never used silently)"
+                f"precision {self.precision} needs calibration data: name a provider, an .npz "
+                f"file or a folder (random data is never used silently)"
+            )
+            raise ValueError(message)
+        if self.precision == "fp8" and self.method == "entropy":
+            message = (
+                "method entropy merges values into 128 equal steps, which fp8 has not: use "
+                "auto, minmax, percentile or mse"
             )
             raise ValueError(message)
         if self.precision != "int8" and self.trt_cache is not None:
@@ -232,7 +251,7 @@ def _refuse_unsupported(path: Path, tables: dict[str, object]) -> None:
     ):
         message = (
             f"{path}: [quantization] precision = {quantization['precision']!r} is not built by "
-            f"this version: expected fp32, fp16, bf16 or int8"
+            f"this version: expected one of {', '.join(PRECISIONS)}"
         )
         raise RecipeError(message)
 

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from trtbuild.backends.scheme import Scheme
+    from trtbuild.backends.scheme import Scheme, WeightScheme
     from trtbuild.engine import (
         BuildRecord,
         Fingerprint,
         Precision,
+        Rest,
         Setting,
         ShapeRange,
         TensorSpec,
@@ -67,10 +68,22 @@ class Backend(Protocol):
     """The precisions that it has kernels for, on some processor or GPU."""
 
     SCHEME: Scheme
-    """How it wants Q/DQ."""
+    """How it wants Q/DQ of INT8."""
+
+    SCHEMES: Mapping[Precision, Scheme]
+    """How it wants Q/DQ, by the precision of activations and weights."""
+
+    WEIGHTS: Mapping[Precision, WeightScheme]
+    """How it wants packed weights, by the precision that packs nothing else."""
+
+    RESTS: tuple[Rest, ...]
+    """What it computes in around quantized layers; the first where nobody says."""
 
     def targets(self, archs: tuple[str, ...]) -> tuple[Availability, ...]:
         """Return one entry per architecture named, or per one it offers here if none is."""
+
+    def cannot_compute(self, arch: str, precision: Precision) -> str:
+        """Return why no engine for ``arch`` computes in ``precision``, or an empty string."""
 
     def fingerprint(self, target: Target) -> Fingerprint:
         """Return what of the installed library changes the bytes of an engine."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from trtbuild.backends import Availability, processor
 from trtbuild.backends import fingerprint as fingerprints
-from trtbuild.backends.scheme import Scheme
+from trtbuild.backends.scheme import Scheme, WeightScheme
 from trtbuild.engine import Fingerprint, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from trtbuild.engine import BuildRecord, Precision, Setting, ShapeRange
+    from trtbuild.engine import BuildRecord, Precision, Rest, Setting, ShapeRange
     from trtbuild.graph import Graph
 
 NAME = "onnxruntime"
@@ -26,9 +26,12 @@ _DISTRIBUTION = "onnxruntime"
 OPTIONS: Mapping[str, Setting] = {}
 """None: thread counts and the like belong to a session and change no byte of an engine."""
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 """No processor has BF16 kernels for Conv, Gemm and MatMul in ONNX Runtime 1.32. Those for FP16
 exist on some; elsewhere it computes in FP32, which the report says and its gate refuses."""
+
+RESTS: tuple[Rest, ...] = ("fp32",)
+"""Around INT8 there are no FP16 kernels on the processors that were tried."""
 
 _CARRIERS = (
     "Add",
@@ -88,6 +91,16 @@ def _scheme(arch: str) -> Scheme:
 
 SCHEME = _scheme(processor.arch())
 
+SCHEMES: Mapping[Precision, Scheme] = {"int8": SCHEME}
+
+WEIGHTS: Mapping[Precision, WeightScheme] = {
+    "int4": WeightScheme(
+        name="onnxruntime-int4", format="int4", compute=("Gemm", "MatMul"), block=0
+    ),
+}
+"""Blocks become MatMulNBits, for Gemm too (without its transposition). On processors its kernel
+rounds activations to INT8, in blocks as well (accuracy level 4, ONNX Runtime's default)."""
+
 
 def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     """Return this processor, or what is said of each architecture in ``archs``."""
@@ -96,6 +109,12 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     if not fingerprints.version(_DISTRIBUTION):
         missing = "the Python package 'onnxruntime' is not installed: pip install trtbuild"
     return tuple(_availability(arch, here, missing) for arch in archs or (here,))
+
+
+def cannot_compute(arch: str, precision: Precision) -> str:
+    """Return an empty string: what :data:`PRECISIONS` names, every processor computes."""
+    del arch, precision
+    return ""
 
 
 def _availability(arch: str, here: str, missing: str) -> Availability:

@@ -58,6 +58,12 @@ _FLOAT_KINDS = frozenset(
     }
 )
 
+_PACKED_KIND = "MatMulNBits"
+_INT4_BITS = 4
+
+_INT8_LEVEL = 4
+"""The accuracy level at which MatMulNBits multiplies in INT8 (ONNX Runtime, contrib ops)."""
+
 _CAST = "InsertedPrecisionFreeCast_"
 """What ONNX Runtime puts before the name of an FP16 tensor that it computes in FP32."""
 
@@ -92,6 +98,7 @@ def read_layers(optimized: onnx.ModelProto, staged: Staged) -> Layers:
                 precision=_precision(node, types),
                 compute=compute,
                 nodes=tuple(staged.nodes[name].name for name in ordered),
+                weights="int4" if _packed_bits(node) == _INT4_BITS else "",
             )
         )
     return Layers(layers=tuple(layers))
@@ -120,7 +127,22 @@ def _types(graph: onnx.GraphProto) -> dict[str, int]:
     return types
 
 
+def _packed_bits(node: onnx.NodeProto) -> int:
+    """Return how many bits each weight of a product has whose weights are packed, else 0."""
+    if node.op_type != _PACKED_KIND:
+        return 0
+    return next((each.i for each in node.attribute if each.name == "bits"), _INT4_BITS)
+
+
+def _rounds_activations(node: onnx.NodeProto) -> bool:
+    """Tell whether a product of packed weights rounds its activations to INT8 as well."""
+    level = next((each.i for each in node.attribute if each.name == "accuracy_level"), 0)
+    return node.op_type == _PACKED_KIND and level == _INT8_LEVEL
+
+
 def _precision(node: onnx.NodeProto, types: Mapping[str, int]) -> str:
+    if _rounds_activations(node):
+        return "int8"
     if node.op_type in _INT8_KINDS or node.op_type.startswith("QLinear"):
         return "int8"
     kinds = [types[name] for name in (*node.input, *node.output) if name in types]

@@ -5,18 +5,20 @@ This module is read on the way to a cache hit and imports nothing heavy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from trtbuild.backends import Availability, gpu, processor
 from trtbuild.backends import fingerprint as fingerprints
-from trtbuild.backends.scheme import Scheme
+from trtbuild.backends.scheme import Scheme, WeightScheme
 from trtbuild.engine import Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Setting, ShapeRange
+    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Rest, Setting, ShapeRange
     from trtbuild.graph import Graph
 
 NAME = "tensorrt-rtx"
@@ -28,7 +30,21 @@ OPTIONS: Mapping[str, Setting] = {"optimization_level": 3, "workspace_mib": 4096
 engines are for has: an engine could need scratch memory that its device lacks. 4 GiB leaves
 half of an 8 GiB card to weights and activations, and makes the bound a part of the key."""
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = (
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "fp8",
+    "int4",
+    "nvfp4",
+    "mxfp4",
+)
+
+RESTS: tuple[Rest, ...] = ("fp16", "fp32", "bf16")
+"""FP16 around INT8 and FP8: in FP32 what is not quantized moves twice the bytes, and an engine
+can be slower than one in FP16 alone. Convolutions and products stay in 8 bits with it, their
+residual sums, activations and LayerNorms in one kernel behind them (layers for sm_89)."""
 
 SCHEME = Scheme(
     name="tensorrt-rtx-s8",
@@ -43,6 +59,47 @@ inputs compute in Int8. ConvTranspose does not: its weights are dequantized firs
 requantizes behind a layer by itself, so outputs need no pair, and a float bias joins that
 step."""
 
+SCHEMES: Mapping[Precision, Scheme] = {
+    "int8": SCHEME,
+    "fp8": msgspec.structs.replace(SCHEME, name="tensorrt-rtx-e4m3", activation="fp8"),
+}
+"""FP8 takes the places of INT8: convolutions, Gemm and MatMul were seen to compute in it, with
+one scale per activation and one per channel of a weight."""
+
+
+def _weights(kind: Literal["int4", "nvfp4", "mxfp4"], block: int) -> WeightScheme:
+    return WeightScheme(
+        name=f"tensorrt-rtx-{kind}", format=kind, compute=("Gemm", "MatMul"), block=block
+    )
+
+
+WEIGHTS: Mapping[Precision, WeightScheme] = {
+    "int4": _weights("int4", 0),
+    "nvfp4": _weights("nvfp4", 16),
+    "mxfp4": _weights("mxfp4", 32),
+}
+"""Matrix products only: for a 1x1 convolution the parser says "The blocking dimension must be
+the last or second to last dimension". INT4 is unpacked inside of the product's kernel, FP4 by a
+kernel before it. The parser reads no E8M0 constants, so MXFP4's scales, powers of two, are
+written as FP16 numbers, which have the same values."""
+
+_AMPERE = ("sm_80", "sm_86")
+_FP4 = "{arch} has no FP4, which comes with sm_120: ask for int4, int8 or fp16, or build for it"
+_LACKS: Mapping[Precision, Mapping[str, str]] = {
+    "bf16": {"sm_75": "{arch} has no BF16, which comes with sm_80: ask for fp16"},
+    "fp8": dict.fromkeys(
+        ("sm_75", *_AMPERE),
+        "{arch} has no FP8, which comes with sm_89: ask for int8 or fp16, or build for sm_89",
+    ),
+    "int4": {
+        "sm_75": "{arch} has no INT4 weights, which come with sm_80: ask for int8 or fp16"
+    },
+    "nvfp4": dict.fromkeys(("sm_75", *_AMPERE, "sm_89"), _FP4),
+    "mxfp4": dict.fromkeys(("sm_75", *_AMPERE, "sm_89"), _FP4),
+}
+"""Each was built for each architecture; those here were refused with "the model contains
+HW-specific datatypes"."""
+
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 """What TensorRT-RTX 1.7 can name as a compute capability."""
 
@@ -56,6 +113,11 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     here = gpu.archs()
     wanted = archs or tuple(dict.fromkeys(arch for arch in here if arch in ARCHS)) or ARCHS
     return tuple(_availability(arch, here) for arch in wanted)
+
+
+def cannot_compute(arch: str, precision: Precision) -> str:
+    """Return why no engine for ``arch`` computes in ``precision``, or an empty string."""
+    return _LACKS.get(precision, {}).get(arch, "").format(arch=arch)
 
 
 def _availability(arch: str, here: tuple[str, ...]) -> Availability:

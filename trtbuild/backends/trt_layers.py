@@ -57,6 +57,8 @@ _WORDS = {
     "Int64": "int64",
     "Bool": "bool",
 }
+_EIGHT_BITS = ("int8", "fp8")
+_PACKED = ("int4", "fp4")
 _WIDEST_FIRST = ("fp32", "bf16", "fp16", "int64", "int32", "fp8", "int8", "int4", "fp4", "bool")
 
 _COMPUTE_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
@@ -113,6 +115,7 @@ def _layer(match: re.Match[str], nodes: Mapping[str, Node]) -> Layer:
         precision = _compute_precision(inputs, constants)
     else:
         precision = _widest([*inputs, *constants, *_tensors(match["outputs"])])
+    stored = {tensor.precision for tensor in constants}
     name = _STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], match["name"])
     return Layer(
         name=name,
@@ -120,6 +123,7 @@ def _layer(match: re.Match[str], nodes: Mapping[str, Node]) -> Layer:
         precision=precision,
         compute=compute,
         nodes=tuple(nodes[name].name for name in dict.fromkeys(staged)),
+        weights=next((word for word in _PACKED if word in stored), ""),
     )
 
 
@@ -153,7 +157,7 @@ def _compute_precision(inputs: list[_Tensor], constants: list[_Tensor]) -> str:
     quantization, which computes in the activation's type. A further float input is a
     residual, and further constants are scales and biases.
     """
-    quantized = [tensor for tensor in inputs if tensor.precision == "int8"]
+    quantized = [tensor for tensor in inputs if tensor.precision in _EIGHT_BITS]
     weights = [tensor for tensor in constants if tensor.elements > 1]
     if len(quantized) > 1 or not weights:
         return _widest((quantized if len(quantized) > 1 else inputs)[:2])

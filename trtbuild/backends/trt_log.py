@@ -16,6 +16,9 @@ _PARSING = re.compile(r"Parsing node: (onnx_node_\d+) ")
 _PLACE = re.compile(r" In \w+ at \S+:\d+")
 _UINT8 = "DequantizeLinear with UINT8 zero_point"
 
+_SCALES = re.compile(r"Converting conv (?:activation|weight) scales to fp32")
+"""Told of all engines with INT8 or FP8 convolutions in FP16: as it should be."""
+
 _REMEDIES = (
     ("within workspace limit", "raise the build option workspace_mib"),
     ("workspace memory", "raise the build option workspace_mib"),
@@ -55,7 +58,8 @@ class Messages:
             if NOISE not in text.partition(" In ")[0]:
                 self.errors.append(self.tidy(text))
         elif severity == "WARNING":
-            self.warnings.append(self.tidy(text))
+            if not _SCALES.search(text):
+                self.warnings.append(self.tidy(text))
         elif text.startswith(HEADER):
             self.layers = text
         elif self._staged is not None:

@@ -79,6 +79,20 @@ _IO_TYPES = {
     onnx.TensorProto.BOOL,
 }
 
+_FP8_ARCHS = ("sm_89", "sm_120", "sm_121")
+_FP4_ARCHS = ("sm_120", "sm_121")
+
+_TYPE_ARCHS: Mapping[int, tuple[str, ...]] = {
+    onnx.TensorProto.FLOAT8E4M3FN: _FP8_ARCHS,
+    onnx.TensorProto.INT4: ("sm_80", "sm_86", *_FP8_ARCHS),
+    onnx.TensorProto.FLOAT4E2M1: _FP4_ARCHS,
+    onnx.TensorProto.FLOAT8E5M2: (),
+    onnx.TensorProto.UINT4: (),
+    getattr(onnx.TensorProto, "FLOAT8E8M0", -1): (),
+}
+"""The architectures whose engines have constants of these types; for none, the parser refuses
+them ("cannot be imported into TensorRT"). E8M0 came to onnx with 1.20."""
+
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 
@@ -107,6 +121,7 @@ class _Check:
 
     def run(self, precision: Precision) -> None:
         self._check_io()
+        self._check_types()
         for node in staging.all_nodes(self._model):
             if node.domain in {"", "ai.onnx"} and node.op_type in UNSUPPORTED:
                 raise self._error(node, f"is not supported: {UNSUPPORTED[node.op_type]}")
@@ -138,7 +153,7 @@ class _Check:
 
     def _check_quantization(self, node: onnx.NodeProto) -> None:
         for name in node.input[1:]:
-            if name and name not in self._constants:
+            if name and name not in self._constants and not self._is_decoded(name):
                 raise self._error(
                     node, f"takes {name!r}, which is computed: make it a constant"
                 )
@@ -152,12 +167,37 @@ class _Check:
                 "point",
             )
         if weight is None and not self._comes_from_constant(node):
-            scale = self._constants[node.input[1]]
+            scale = self._constants.get(node.input[1])
+            if scale is None:
+                raise self._error(node, f"takes {node.input[1]!r}, which is computed")
             if sum(scale.dims) > len(scale.dims):
                 raise self._error(
                     node,
                     f"has {list(scale.dims)} scales for an activation, which would run in "
                     "float without a warning: give one scale per tensor",
+                )
+
+    def _is_decoded(self, name: str) -> bool:
+        """Tell whether a tensor is dequantized from constants, as the scales of NVFP4 are."""
+        producer = self._producers.get(name)
+        return (
+            producer is not None
+            and producer.op_type == "DequantizeLinear"
+            and all(each in self._constants for each in producer.input)
+        )
+
+    def _check_types(self) -> None:
+        """Refuse constants of types that the parser or the architecture lacks."""
+        for tensor in self._model.graph.initializer:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+            archs = _TYPE_ARCHS.get(tensor.data_type, (self._target.arch,))
+            if self._target.arch not in archs:
+                where = (
+                    f"compute with it on {', '.join(archs)}" if archs else "has no such type"
+                )
+                raise BuildError(
+                    f"{self._graph.path}: {self._target}: constant {tensor.name!r} has type "
+                    f"{kind}: TensorRT-RTX engines {where}. Quantize to another format"
                 )
 
     def _comes_from_constant(self, node: onnx.NodeProto) -> bool:

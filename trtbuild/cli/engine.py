@@ -21,7 +21,12 @@ SourceArgument = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", metavar="fp32|fp16|bf16|int8", help="Precision.")
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|fp16|bf16|int8|fp8|int4|nvfp4|mxfp4",
+        help="int4, nvfp4 and mxfp4 pack weights only.",
+    ),
 ]
 BackendOption = Annotated[
     str | None, typer.Option("--backend", metavar="auto|onnxruntime|tensorrt-rtx")
@@ -79,11 +84,22 @@ SavePolicyOption = Annotated[
     Path | None,
     typer.Option("--save-policy", metavar="FILE", help="Write the policy that was found."),
 ]
+RestOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rest", metavar="auto|fp32|fp16|bf16", help="What computes around quantized layers."
+    ),
+]
+BlockSizeOption = Annotated[
+    int | None,
+    typer.Option("--block-size", metavar="128|64|32", help="Largest block of INT4 weights."),
+]
 MaxDropOption = Annotated[
     float | None, typer.Option("--max-drop", help="Gate: largest drop of the metric.")
 ]
 MinSpeedupOption = Annotated[
-    float | None, typer.Option("--min-speedup", help="Gate: least speed-up over fp32.")
+    float | None,
+    typer.Option("--min-speedup", help="Gate: least speed-up over fp16 (fp32 on a CPU)."),
 ]
 LevelOption = Annotated[int | None, typer.Option("--optimization-level", min=0, max=5)]
 WorkspaceOption = Annotated[int | None, typer.Option("--workspace-mib", min=1)]
@@ -116,6 +132,8 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     from_trt_cache: TrtCacheOption = None,
     policy: PolicyOption = None,
     save_policy: SavePolicyOption = None,
+    rest: RestOption = None,
+    block_size: BlockSizeOption = None,
     max_drop: MaxDropOption = None,
     min_speedup: MinSpeedupOption = None,
     optimization_level: LevelOption = None,
@@ -143,6 +161,8 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         keep_float=tuple(keep_float or ()),
         trt_cache=from_trt_cache,
         policy=policy,
+        rest=rest,
+        block_size=block_size,
         max_drop=max_drop,
         min_speedup=min_speedup,
         optimization_level=optimization_level,

@@ -11,7 +11,10 @@ import msgspec
 from trtbuild.engine import Value
 from trtbuild.errors import RecipeError, UsageError
 from trtbuild.recipe import (
+    PRECISIONS,
+    RESTS,
     UNSUPPORTED_PRECISIONS,
+    BlockSize,
     Build,
     Gates,
     Method,
@@ -25,8 +28,8 @@ from trtbuild.recipe import (
 
 if TYPE_CHECKING:
     from trtbuild.engine import Precision, Setting
+    from trtbuild.recipe import RestWord
 
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 _TECHNIQUES = get_args(Technique)
 _BACKENDS = ("auto", "onnxruntime", "tensorrt-rtx")
@@ -46,6 +49,8 @@ class Arguments(Value, frozen=True, kw_only=True):
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
     policy: str | None = None
+    rest: str | None = None
+    block_size: int | None = None
     max_drop: float | None = None
     min_speedup: float | None = None
     optimization_level: int | None = None
@@ -113,12 +118,16 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
     if precision in UNSUPPORTED_PRECISIONS:
         raise UsageError(
             f"--precision {precision}: not built by this version; expected one of "
-            f"{', '.join(_PRECISIONS)}"
+            f"{', '.join(PRECISIONS)}"
         )
     method = arguments.method or table.method
+    rest = arguments.rest or table.rest
+    block_size = arguments.block_size or table.block_size
     for option, value, known in (
-        ("--precision", precision, _PRECISIONS),
+        ("--precision", precision, PRECISIONS),
         ("--method", method, _METHODS),
+        ("--rest", rest, RESTS),
+        ("--block-size", str(block_size), tuple(map(str, get_args(BlockSize)))),
     ):
         if value not in known:
             raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
@@ -132,11 +141,13 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             keep_float=arguments.keep_float or table.keep_float,
             trt_cache=_path(arguments.trt_cache) or table.trt_cache,
             policy=_policy(arguments.policy) or table.policy,
+            rest=cast("RestWord", rest),
+            block_size=cast("BlockSize", block_size),
         )
     except ValueError as error:
         remedy = (
             "--calibration PROVIDER.py|FILE.npz|FOLDER"
-            if precision == "int8"
+            if precision in {"int8", "fp8"}
             else "--precision int8"
         )
         raise RecipeError(f"{error}. Use {remedy}") from error

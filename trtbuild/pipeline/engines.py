@@ -126,6 +126,7 @@ def build_engine(
             )
             record = build_isolated(request, context.recipe.limits)
             blob = context.store.put_file("engine", request.out)
+        shares = _mac_shares(record.layers, count_macs(graph, profile))
         manifest = Manifest(
             key=key.digest,
             preimage=key,
@@ -135,7 +136,8 @@ def build_engine(
             outputs=record.outputs,
             layers=record.layers,
             precision_requested=precision,
-            int8_mac_share=_int8_share(record.layers, count_macs(graph, profile)),
+            int8_mac_share=shares.get("int8", 0.0),
+            mac_share=shares,
             fused_layers=_fused(record.layers, quantizer_names(graph)),
             warnings=record.warnings,
             build_seconds=round(record.seconds, 3),
@@ -165,17 +167,22 @@ def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:
     return msgspec.structs.replace(recipe, quantization=quantization)
 
 
-def _int8_share(layers: Layers, macs: Mapping[str, int]) -> float:
-    """Return the share of multiply-accumulates in int8 compute layers, 0 to 1."""
-    int8 = {
-        node
-        for layer in layers.layers
-        if layer.compute and layer.precision == "int8"
-        for node in layer.nodes
-    }
+def _mac_shares(layers: Layers, macs: Mapping[str, int]) -> dict[str, float]:
+    """Return the share of multiply-accumulates by the precision of their layers, 0 to 1.
+
+    A node that several layers cover counts where the first of them computes it.
+    """
+    where: dict[str, str] = {}
+    for layer in layers.layers:
+        if layer.compute:
+            for node in layer.nodes:
+                where.setdefault(node, layer.precision)
+    counts: dict[str, int] = {}
+    for name, count in macs.items():
+        if name in where:
+            counts[where[name]] = counts.get(where[name], 0) + count
     total = sum(macs.values())
-    share = sum(count for name, count in macs.items() if name in int8) / total if total else 0.0
-    return round(share, 6)
+    return {word: round(count / total, 6) for word, count in sorted(counts.items()) if total}
 
 
 def _fused(layers: Layers, quantizers: frozenset[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import NAMES, backend
@@ -12,6 +13,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import BuildError
 from trtbuild.graph.cost import count_macs
 from trtbuild.pipeline.choice import PLAIN_MAX
+from trtbuild.pipeline.cast import Lowering, lowered, scanned
 from trtbuild.pipeline.engines import profile_of
 from trtbuild.pipeline.keeping import assigned
 from trtbuild.pipeline.legacy import given_by
@@ -22,7 +24,9 @@ from trtbuild.pipeline.refining import Refining
 from trtbuild.pipeline.search import Candidate, Search, fixed
 from trtbuild.pipeline.sensitivity import Subject
 from trtbuild.pipeline.trials import Plan, Trials
+from trtbuild.quantization import fp8
 from trtbuild.quantization import quantize as quantizer
+from trtbuild.quantization.accumulators import wide_products
 from trtbuild.quantization.methods import candidates
 from trtbuild.quantization.ranges import ranges_digest
 from trtbuild.quantization.thresholds import thresholds
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trtbuild.graph import Graph
+    from trtbuild.pipeline.cast import Low
     from trtbuild.pipeline.choice import Trial
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.legacy import Given, Legacy
@@ -63,7 +68,7 @@ def quantized(
     schemes: tuple[Scheme, ...],
     cache: Legacy | None,
 ) -> dict[str, Network]:
-    """Return the INT8 network of each scheme, by its name.
+    """Return the INT8 or FP8 network of each scheme, by its name.
 
     Scales come from ``cache`` as far as it has them, the rest from ``data``.
 
@@ -154,7 +159,8 @@ class _Quantizing:
             known=given.intervals,
             words=(given.header,) if given.header else (),
         )
-        methods = candidates(self._context.recipe.quantization.method)
+        known = fp8.candidates if self._scheme.activation == "fp8" else candidates
+        methods = known(self._context.recipe.quantization.method)
         methods = methods if given.incomplete else ("",)
         trials: dict[str, Trial] = {}
         if self._data is None:
@@ -163,23 +169,24 @@ class _Quantizing:
             found, trials = self._searched(self._data, start, methods)
         plan, policy = self._decided(found.plan)
         graph = self._written(plan)
-        return Network(
-            graph=graph,
-            twin=graph,
-            fused=self._fused,
-            rows=_rows(found.name, trials, self._scheme),
-            policy=policy,
-        )
+        rows = _rows(found.name, trials, self._scheme)
+        if self._scheme.rest == "fp32":
+            network = Network(graph=graph, twin=graph, fused=self._fused, rows=())
+        else:
+            network = self._lowered(graph, plan.graph)
+        return replace(network, rows=rows, policy=policy)
 
     def _searched(
         self, data: Data, start: Candidate, methods: tuple[str, ...]
     ) -> tuple[Found, dict[str, Trial]]:
         """Return the way to quantize, and everything that was tried for it."""
         search = Search(runner=self._trials(data), metric=data.provider.metric)
-        if start.known:  # a cache's scales fit the unchanged graph only
+        if start.known or self._scheme.activation == "fp8":
+            # A cache's scales fit the unchanged graph only; the techniques are for INT8.
             if len(methods) == 1:
                 return fixed(start, methods[0], self._scheme), {}
-            return search.uniform(start, methods, {}), search.trials
+            naive = {} if start.known else self._naive(start.ranges)
+            return search.uniform(start, methods, naive), search.trials
         work = Refining(context=self._context, data=data, scheme=self._scheme, search=search)
         prepared = work.prepared(start)
         if len(methods) == 1:
@@ -206,6 +213,24 @@ class _Quantizing:
             scheme=self._scheme,
             fused=self._fused,
         )
+
+    def _lowered(self, graph: Graph, original: Graph) -> Network:
+        """Return a Q/DQ graph with the scheme's type around the pairs, and its twin.
+
+        ``original`` is the graph before its pairs, in which tensors are measured.
+        """
+        rest: Low = "bf16" if self._scheme.rest == "bf16" else "fp16"
+        extremes = scanned(self._context, original, self._data, rest)
+        wide = wide_products(graph, extremes.amax) if rest == "fp16" else {}
+        if wide:
+            worst = max(wide, key=lambda node: wide[node])
+            self._context.find(
+                "cast",
+                f"{len(wide)} products of quantized numbers hand out FP32, since their sums "
+                f"would overflow FP16 before they are scaled: {worst!r} {wide[worst]:.4g}",
+            )
+        lowering = Lowering(precision=rest, extremes=extremes, wide=frozenset(wide))
+        return lowered(self._context, graph, lowering)
 
     def _naive(self, ranges: Ranges) -> dict[str, Plan]:
         """Return plain max on every node, to show what keeping some is for; none if all are."""

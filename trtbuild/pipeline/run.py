@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import backend
+from trtbuild.engine import PACKED
 from trtbuild.errors import BuildError, TrustError
 from trtbuild.pipeline import recall
 from trtbuild.pipeline.cast import cast
@@ -17,6 +17,8 @@ from trtbuild.pipeline.keeping import policy_dependencies, policy_of
 from trtbuild.pipeline.legacy import legacy
 from trtbuild.pipeline.memo import merged
 from trtbuild.pipeline.network import Network
+from trtbuild.pipeline.packing import packed
+from trtbuild.pipeline.precision import baseline_of, scheme_of, weight_scheme_of
 from trtbuild.pipeline.quantizing import quantized
 from trtbuild.pipeline.simplify import optimized
 from trtbuild.pipeline.source import export_source, open_data
@@ -41,9 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from trtbuild.backends.scheme import Scheme
     from trtbuild.engine import Manifest, Precision, ShapeRange
     from trtbuild.graph import Graph
+    from trtbuild.pipeline.cast import Low
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.legacy import Legacy
     from trtbuild.pipeline.source import Data, ExportedSource
@@ -175,15 +177,22 @@ class _Run:
     def _networks(
         self, graph: Graph, data: Data | None, cache: Legacy | None
     ) -> dict[str, Network]:
-        """Return the network of each scheme, by the scheme's name."""
-        schemes = tuple({s.name: s for s in map(_scheme, self._work.plan.planned)}.values())
-        if self._precision == "int8":
-            return quantized(self._context, graph, data, schemes, cache)
-        if self._precision == "fp32":
-            network = Network(graph=graph, twin=graph, fused=True, rows=())
-        else:
-            network = cast(self._context, graph, data)
-        return {scheme.name: network for scheme in schemes}
+        """Return the network of each backend, by the backend's name."""
+        context, precision = self._context, self._precision
+        names = dict.fromkeys(each.target.backend for each in self._work.plan.planned)
+        if precision in ("int8", "fp8"):
+            schemes = {name: scheme_of(context.recipe, name) for name in names}
+            found = quantized(context, graph, data, tuple(schemes.values()), cache)
+            return {name: found[scheme.name] for name, scheme in schemes.items()}
+        if precision in PACKED:
+            return {
+                name: packed(context, graph, data, weight_scheme_of(context.recipe, name))
+                for name in names
+            }
+        if precision in ("fp16", "bf16"):
+            low: Low = "bf16" if precision == "bf16" else "fp16"
+            return dict.fromkeys(names, cast(context, graph, data, low))
+        return dict.fromkeys(names, Network(graph=graph, twin=graph, fused=True, rows=()))
 
     def _build(
         self, networks: dict[str, Network], profile: tuple[ShapeRange, ...]
@@ -191,7 +200,7 @@ class _Run:
         built = []
         failed: list[BuildError] = []
         for planned in self._work.plan.planned:
-            network = networks[_scheme(planned).name]
+            network = networks[planned.target.backend]
             try:
                 engine = build_engine(
                     self._context, planned, network.graph, profile, self._precision
@@ -210,7 +219,7 @@ class _Run:
 
     def _found(self, networks: dict[str, Network]) -> list[tuple[Built, Network]]:
         planned = self._work.plan.planned[0]
-        network = networks[_scheme(planned).name]
+        network = networks[planned.target.backend]
         manifest = self._manifest
         if manifest is None or manifest.preimage.network_sha256 != network.graph.sha256:
             raise TrustError(
@@ -246,9 +255,7 @@ class _Run:
             times: Timing | None = None
             no_latency = engine.planned.cannot_run
             if measured_on(engine) == "device":
-                baseline = None
-                if self._precision != "fp32":
-                    baseline = build_engine(context, engine.planned, graph, profile, "fp32")
+                baseline = self._baseline(engine.planned, data, graph, profile)
                 race = Race(
                     engine=engine, baseline=baseline, data=data, graph=graph, profile=profile
                 )
@@ -257,9 +264,16 @@ class _Run:
             reports.append(_engine_report(context, engine, judged))
         return reports
 
-
-def _scheme(planned: Planned) -> Scheme:
-    return backend(planned.target.backend).SCHEME
+    def _baseline(
+        self, planned: Planned, data: Data, graph: Graph, profile: tuple[ShapeRange, ...]
+    ) -> Built | None:
+        """Return the unquantized engine that a speed-up is over, None for an engine in FP32."""
+        precision = baseline_of(planned.target, self._precision)
+        if precision is None:
+            return None
+        if precision == "fp16":
+            graph = cast(self._context, graph, data, "fp16").graph
+        return build_engine(self._context, planned, graph, profile, precision)
 
 
 def _engine_report(context: Context, built: Built, judged: Verification) -> EngineReport:
@@ -275,6 +289,8 @@ def _engine_report(context: Context, built: Built, judged: Verification) -> Engi
         precision_requested=manifest.precision_requested,
         precision_achieved=manifest.layers.precision_achieved,
         int8_mac_share=manifest.int8_mac_share,
+        mac_share=manifest.mac_share,
+        weights_packed=manifest.layers.weights_packed,
         fused_layers=manifest.fused_layers,
         cached=built.cached,
         verification=judged,

@@ -50,28 +50,39 @@ def plan_targets(recipe: Recipe, *, strict: bool) -> Plan:
     Raises:
         UsageError: a target names no backend.
         RecipeError: a builder option is honored by none of the backends of the recipe, or its
-            precision is computed by one of them nowhere.
+            precision is computed by one of them nowhere, or not by a named architecture.
         MissingBackendError: no target can be built here.
     """
     planned: list[Planned] = []
     skipped: list[Skipped] = []
+    lacks: list[Skipped] = []
     wanted = recipe.build.targets or default_targets()
     names = {_split(word)[0] for word in wanted}
     _check_options(recipe, names)
     _check_precision(recipe, names)
+    precision = recipe.quantization.precision
     for word in wanted:
         name, arch = _split(word)
         for found in backend(name).targets((arch,) if arch else ()):
             if found.cannot_build:
                 skipped.append(Skipped(target=str(found.target), reason=found.cannot_build))
                 continue
+            lacking = backend(name).cannot_compute(found.target.arch, precision)
+            if lacking and arch:
+                raise RecipeError(f"{recipe.name}: {found.target}, {precision}: {lacking}")
+            if lacking:
+                lacks.append(Skipped(target=str(found.target), reason=lacking))
+                continue
             required = bool(arch) or name == "onnxruntime"
             planned.append(_planned(recipe, found.target, found.cannot_run, required=required))
     unique = tuple({str(item.target): item for item in planned}.values())
-    if skipped and (strict or not unique):
+    if skipped and (strict or not (unique or lacks)):
         reasons = "; ".join(f"{item.target}: {item.reason}" for item in skipped)
         raise MissingBackendError(f"cannot be built on this machine: {reasons}")
-    return Plan(planned=unique, skipped=tuple(skipped))
+    if not unique:
+        reasons = "; ".join(item.reason for item in lacks)
+        raise RecipeError(f"{recipe.name}: {precision} has no target: {reasons}")
+    return Plan(planned=unique, skipped=(*skipped, *lacks))
 
 
 def default_targets() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from trtbuild.batches import rechunk
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
 from trtbuild.pipeline.held_out import judging
+from trtbuild.pipeline.precision import baseline_of
 from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
@@ -186,6 +187,7 @@ def verification(
 ) -> Verification:
     """Return the judged verification of one engine; gates are judged anew at every call."""
     metrics = accuracy.metrics if accuracy else {}
+    baseline = baseline_of(built.planned.target, context.recipe.quantization.precision)
     outputs = accuracy.outputs if accuracy else ()
     manifest = built.manifest
     evidence = Evidence(
@@ -195,6 +197,7 @@ def verification(
         no_latency=no_latency,
         precision_requested=manifest.precision_requested,
         precision_achieved=manifest.layers.precision_achieved,
+        weights_packed=manifest.layers.weights_packed,
     )
     return Verification(
         measured_on=measured_on(built),
@@ -204,7 +207,7 @@ def verification(
         samples=accuracy.samples if accuracy else 0,
         latency_ms=times.latency if times else None,
         no_latency=no_latency,
-        baseline="the same engine in fp32" if times and times.baseline else "",
+        baseline=f"the same engine in {baseline}" if times and times.baseline else "",
         baseline_latency_ms=times.baseline if times else None,
         speedup=times.speedup if times else None,
         twin_reason=built.planned.cannot_run,

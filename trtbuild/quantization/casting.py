@@ -12,6 +12,7 @@ import onnx_ir as ir
 from trtbuild.engine import Value
 from trtbuild.graph.model import infer_shapes, load_model, save_model
 from trtbuild.graph.passes.raise_opset import raise_opset
+from trtbuild.quantization import formats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from trtbuild.graph import Graph
 
-VERSION = 1
+VERSION = 3
 """Part of the key of a converted graph; raised when it starts to give other graphs."""
 
 HALF_LIMIT = 65504.0
@@ -29,13 +30,16 @@ HALF_LIMIT = 65504.0
 _LIMITS = {"fp16": HALF_LIMIT, "bf16": float.fromhex("0x1.FEp127")}
 """The largest finite numbers; what is beyond them would become infinite."""
 
-_MARGIN = 2.0
+MARGIN = 2.0
 """Data that calibration did not see may be larger by this factor before it overflows."""
 
 _BF16_OPSET = 22
 """The first opset whose Conv and pooling take bfloat16 (ONNX operator changelog)."""
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+_QUANTIZER_OPSET = 19
+"""The first opset whose QuantizeLinear and DequantizeLinear take low floats (changelog)."""
 
 _TYPE_ATTRIBUTES = ("dtype", "output_dtype", "output_datatype")
 """Attributes of nodes that make values of a type that is asked for: EyeLike, windows, noise."""
@@ -55,7 +59,8 @@ class Kept(Value, frozen=True, kw_only=True):
 class Casting:
     """How to convert a graph; ``amax`` are measured magnitudes by tensor, empty if unknown.
 
-    ``keep_float`` are the names of nodes that stay in FP32 whatever their range. With
+    ``keep_float`` are the names of nodes that stay in FP32 whatever their range, and so do
+    ``wide``, which are not reported: products of quantized numbers that hand out FP32. With
     ``emulated`` the graph computes in FP32 and rounds every value that would be low, for
     runtimes that have no kernels of that type (ONNX Runtime and BF16 on a CPU).
     """
@@ -63,6 +68,7 @@ class Casting:
     precision: Literal["fp16", "bf16"]
     amax: Mapping[str, float]
     keep_float: frozenset[str] = frozenset()
+    wide: frozenset[str] = frozenset()
     emulated: bool = False
 
 
@@ -72,10 +78,16 @@ def cast_graph(graph: Graph, casting: Casting, out: Path) -> tuple[Graph, tuple[
     Inputs and outputs of the graph keep their types, and so does all that is in subgraphs.
     Constants beyond the wanted type are clamped to its largest number where a converted node
     reads them: a mask of -3.4e38 must not become infinite.
+
+    Q/DQ pairs follow the nodes around them, as long as the wanted type has their scales. Where
+    it lacks one, the pair and what reads it stay in FP32. ``emulated`` leaves values that come
+    out of a pair as they are: products read the codes, and only their results are rounded.
     """
     model = load_model(graph.path)
     if casting.precision == "bf16":
         model, _ = raise_opset(model, _BF16_OPSET, _BF16_OPSET)
+    elif not casting.emulated and any(node.op_type in _QUANTIZERS for node in model.graph):
+        model, _ = raise_opset(model, _QUANTIZER_OPSET, _QUANTIZER_OPSET)
     writer = _Writer(model, casting)
     writer.write()
     model.graph.sort()
@@ -109,6 +121,10 @@ class _Writer:
         converted = {
             node: self._ports(node) for node in tuple(self._graph) if self._converts(node)
         }
+        self._settle(converted)
+        for node in reversed(tuple(self._graph)):
+            if node.op_type in _QUANTIZERS and self._follows(node, converted):
+                converted[node] = self._ports(node)
         lowered = {
             node.outputs[index] for node, (_, outputs) in converted.items() for index in outputs
         }
@@ -130,7 +146,9 @@ class _Writer:
         floats = [
             v for v in (*node.inputs, *node.outputs) if v and v.dtype == ir.DataType.FLOAT
         ]
-        if not floats:
+        if not floats or node.op_type in _QUANTIZERS:
+            return False  # a pair follows those who read it
+        if node.name in self._casting.wide:
             return False
         reason = self._reason_to_keep(node, floats)
         if reason:
@@ -144,14 +162,52 @@ class _Writer:
             return f"{node.op_type} has no {self._casting.precision} form that is known"
         if any(name in node.attributes for name in _TYPE_ATTRIBUTES):
             return f"an attribute of {node.op_type} names the type of its output"
-        if node.op_type in _QUANTIZERS or not self._ports_allowed(node):
+        if not self._ports_allowed(node):
             return f"ONNX defines no {self._casting.precision} {node.op_type}"
+        if all(self._has_scale(pair) for pair in _pairs(node)):
+            return self._overflows(floats)
+        return f"{self._casting.precision} has no number near the scale of its codes"
+
+    def _settle(self, converted: dict[ir.Node, tuple[frozenset[int], frozenset[int]]]) -> None:
+        """Keep all that read one quantized tensor in one type: kernels want equal scales.
+
+        TensorRT-RTX 1.7 refuses FP8 products otherwise ("type mismatch between matmul operand
+        scales").
+        """
+        pairs = [node for node in self._graph if node.op_type == "DequantizeLinear"]
+        settled = False
+        while not settled:
+            settled = True
+            for pair in pairs:
+                readers = set(pair.outputs[0].consumers())
+                low = [node for node in readers if node in converted]
+                if 0 < len(low) < len(readers):
+                    settled = False
+                    for node in low:
+                        del converted[node]
+
+    def _follows(self, node: ir.Node, converted: Mapping[ir.Node, object]) -> bool:
+        """Tell whether all that read a Q/DQ node are converted, and its scale can be."""
+        result = node.outputs[0]
+        is_free = self._has_scale(node) and not result.is_graph_output()
+        return is_free and all(reader in converted for reader in result.consumers())
+
+    def _has_scale(self, node: ir.Node) -> bool:
+        """Tell whether the wanted type has the scale of a Q/DQ node, which is a constant."""
+        if not self._ports_allowed(node) and not self._casting.emulated:
+            return False
+        scale = node.inputs[1]
+        if scale is None or scale.const_value is None:
+            return scale is not None and _is_pair(scale)
+        return formats.is_exact(scale.const_value.numpy(), self._casting.precision)
+
+    def _overflows(self, floats: list[ir.Value]) -> str:
         return self._overflow(floats) if self._casting.precision == "fp16" else ""
 
     def _overflow(self, floats: list[ir.Value]) -> str:
         for value in floats:
             magnitude = self._casting.amax.get(value.name or "", 0.0)
-            if magnitude * _MARGIN > HALF_LIMIT:
+            if magnitude * MARGIN > HALF_LIMIT:
                 return f"{value.name} reaches {magnitude:.4g}, float16 ends at {HALF_LIMIT:.0f}"
         return ""
 
@@ -195,7 +251,8 @@ class _Writer:
         if value.const_value is not None:
             return self._constant(value) if low else value
         if self._casting.emulated:
-            return self._rounded(value) if low or value in made else value
+            rounds = (low or value in made) and not _is_pair(value)
+            return self._rounded(value) if rounds else value
         if low == (value in made):
             return value
         return self._cast(value, self._low if low else ir.DataType.FLOAT)
@@ -245,6 +302,18 @@ class _Writer:
 
 def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _is_pair(value: ir.Value) -> bool:
+    """Tell whether a value comes out of a DequantizeLinear."""
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _pairs(node: ir.Node) -> list[ir.Node]:
+    """Return the DequantizeLinear nodes that a node reads."""
+    producers = (value.producer() for value in node.inputs if value is not None)
+    return [each for each in producers if each is not None and _is_pair(each.outputs[0])]
 
 
 def _has_subgraph(node: ir.Node) -> bool:

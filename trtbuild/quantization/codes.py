@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtbuild.quantization import formats
+
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from trtbuild.engine import Rest
 
 _LEAST_SCALE = float(np.ldexp(1.0, -100))
 """Scales stay normal float32 numbers; below this a tensor is as good as 0."""
@@ -28,17 +32,44 @@ class Grid:
     zero_point: npt.NDArray[Any]
 
 
-def symmetric_grid(amax: npt.NDArray[np.float64], bits: int = 8) -> Grid:
+def symmetric_grid(amax: npt.NDArray[np.float64], bits: int = 8, rest: Rest = "fp32") -> Grid:
     """Return the int8 grid of tensors whose largest magnitudes are ``amax`` ([] or [channels]).
 
     TensorRT's int8 is symmetric, with no zero point (developer guide 11.0, "Working with
     Quantized Types"). We divide by 127, not 128, so that ``amax`` itself is not clipped. An
-    ``amax`` of 0 gets scale 1: every code is then 0, whatever the scale.
+    ``amax`` of 0 gets scale 1: every code is then 0, whatever the scale. Scales are numbers
+    that ``rest`` has, where any is near.
     """
     steps = (1 << (bits - 1)) - 1
     scale = np.where(amax > 0, np.maximum(amax / steps, _LEAST_SCALE), 1.0)
-    scale = scale.astype(np.float32)
+    scale = formats.rounded_up(scale, rest)
     return Grid(scale=scale, zero_point=np.zeros(scale.shape, dtype=np.int8))
+
+
+def fp8_grid(amax: npt.NDArray[np.float64], rest: Rest) -> Grid:
+    """Return the E4M3 grid of tensors whose largest magnitudes are ``amax`` ([] or [channels]).
+
+    ``amax`` becomes 448, the largest number (TensorRT developer guide 11.0, "Working with
+    Quantized Types"). Scales are as those of :func:`symmetric_grid`.
+    """
+    scale = np.where(amax > 0, np.maximum(amax / formats.E4M3.largest, _LEAST_SCALE), 1.0)
+    scale = formats.rounded_up(scale, rest)
+    return Grid(scale=scale, zero_point=np.zeros(scale.shape, dtype=formats.E4M3.dtype))
+
+
+def fp8_codes(
+    weight: npt.NDArray[np.float32], grid: Grid, axis: int | None
+) -> npt.NDArray[np.generic]:
+    """Return the E4M3 codes of a weight, rounded to the nearest, ties to even."""
+    return formats.E4M3.codes(weight.astype(np.float64) / _along(grid.scale, axis, weight.ndim))
+
+
+def _along(
+    scale: npt.NDArray[np.float32], axis: int | None, rank: int
+) -> npt.NDArray[np.float64]:
+    """Return scales [channels] in the shape that divides an array by channels of ``axis``."""
+    wide = scale.astype(np.float64)
+    return wide if axis is None else wide.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def asymmetric_grid(low: float, high: float) -> Grid:
@@ -83,10 +114,7 @@ def int8_codes(
 ) -> npt.NDArray[np.int8]:
     """Return the int8 codes of a weight, rounded half to even as QuantizeLinear does."""
     limit = (1 << (bits - 1)) - 1
-    scale = grid.scale.astype(np.float64)
-    if axis is not None:
-        scale = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-    codes = np.rint(weight.astype(np.float64) / scale)
+    codes = np.rint(weight.astype(np.float64) / _along(grid.scale, axis, weight.ndim))
     return np.clip(codes, -limit, limit).astype(np.int8)
 
 

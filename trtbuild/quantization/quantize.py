@@ -10,9 +10,12 @@ from onnx_ir.passes import common
 
 from trtbuild.errors import BuildError
 from trtbuild.graph.model import infer_shapes, load_model, save_model
+from trtbuild.graph.passes.raise_opset import raise_opset
 from trtbuild.quantization.codes import (
     asymmetric_grid,
     channel_amax,
+    fp8_codes,
+    fp8_grid,
     int8_codes,
     int32_codes,
     symmetric_grid,
@@ -44,6 +47,9 @@ _QUANTIZED_OPERATORS = (
     "ConvInteger",
     "MatMulInteger",
 )
+
+_FP8_OPSET = 19
+"""The first opset whose QuantizeLinear gives E4M3 (ONNX operator changelog)."""
 
 _DATA_OPERANDS = ("Add", "Sub", "Mul", "Div", "Concat")
 """Carriers whose float constants are data, and so need codes too."""
@@ -79,6 +85,8 @@ def quantize(
     types.
     """
     model = load_model(graph.path)
+    if scheme.activation == "fp8":
+        model, _ = raise_opset(model, _FP8_OPSET, _FP8_OPSET)
     _Writer(model, placement, scheme).write(thresholds)
     model.graph.sort()
     common.RemoveUnusedNodesPass()(model)
@@ -118,9 +126,24 @@ class _Writer:
 
     def _grid(self, interval: tuple[float, float]) -> Grid:
         low, high = interval
+        amax = np.asarray(max(-low, high), dtype=np.float64)
         if self._scheme.activation == "int8":
-            return symmetric_grid(np.asarray(max(-low, high), dtype=np.float64))
+            return symmetric_grid(amax, rest=self._scheme.rest)
+        if self._scheme.activation == "fp8":
+            return fp8_grid(amax, self._scheme.rest)
         return asymmetric_grid(low, high)
+
+    def _weight_grid(self, maxima: npt.NDArray[np.float64]) -> Grid:
+        if self._scheme.activation == "fp8":
+            return fp8_grid(maxima, self._scheme.rest)
+        return symmetric_grid(maxima, self._scheme.weight_bits, self._scheme.rest)
+
+    def _weight_codes(
+        self, array: npt.NDArray[np.float32], grid: Grid, axis: int | None
+    ) -> npt.NDArray[np.generic]:
+        if self._scheme.activation == "fp8":
+            return fp8_codes(array, grid, axis)
+        return int8_codes(array, grid, axis, self._scheme.weight_bits)
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """Return the constant that this rewrite calls ``name``; the model may have one too."""
@@ -201,7 +224,7 @@ class _Writer:
         maxima = channel_amax(array, axis)
         if bias is not None:
             maxima = widen_for_bias(maxima, bias, input_scale, self._scheme.weight_bits)
-        grid = symmetric_grid(maxima, self._scheme.weight_bits)
+        grid = self._weight_grid(maxima)
         node.replace_input_with(weight_index, self._weight(weight, array, grid, axis))
         if bias is not None:
             node.replace_input_with(2, self._bias(node, bias, grid.scale * input_scale))
@@ -217,7 +240,7 @@ class _Writer:
         key = (weight.name or "", grid.scale.tobytes() + repr(axis).encode())
         if key not in self._weights:
             name = f"{weight.name}_{len(self._weights)}"
-            codes = int8_codes(array, grid, axis, self._scheme.weight_bits)
+            codes = self._weight_codes(array, grid, axis)
             inputs = [
                 self._constant(f"{name}_quantized", codes),
                 self._constant(f"{name}_scale", grid.scale),

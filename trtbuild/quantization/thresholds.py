@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.canonical import digest
+from trtbuild.quantization.fp8 import fp8_amax
 from trtbuild.quantization.methods import amax
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ def thresholds(
     result: Thresholds = {}
     for name in tensors:
         statistics = ranges[name]
+        if scheme.activation == "fp8":
+            limit = fp8_amax(statistics, method)
+            result[name] = (-limit, limit)
+            continue
         if scheme.activation == "int8":
             limit = amax(statistics, method, INT8_STEPS)
             result[name] = (-limit, limit)

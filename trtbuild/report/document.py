@@ -159,6 +159,8 @@ class EngineReport(Value, frozen=True, kw_only=True):
 
     ``precision_achieved`` counts compute layers by the type that they compute in,
     ``int8_mac_share`` is the share of multiply-accumulates that run in int8, 0 to 1, and
+    ``mac_share`` has that of each precision. ``weights_packed`` counts the layers that read
+    packed weights by their type: they unpack them, and compute in another precision.
     ``fused_layers`` counts layers that cover more than one node of the graph.
     """
 
@@ -175,6 +177,8 @@ class EngineReport(Value, frozen=True, kw_only=True):
     fused_layers: int
     cached: bool
     verification: Verification
+    mac_share: dict[str, float] = msgspec.field(default_factory=dict)
+    weights_packed: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def target(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.engine import Value
+from trtbuild.engine import PACKED, Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -417,8 +417,11 @@ def _joined(targets: Sequence[str]) -> str:
 
 def _layers(engine: EngineReport) -> str:
     """Return the counts by precision, what was asked for in front."""
-    counts = dict.fromkeys([engine.precision_requested], 0) | engine.precision_achieved
-    return ", ".join(f"{count} {precision}" for precision, count in counts.items())
+    asked = [engine.precision_requested] if engine.precision_requested not in PACKED else []
+    counts = dict.fromkeys(asked, 0) | engine.precision_achieved
+    text = ", ".join(f"{count} {precision}" for precision, count in counts.items())
+    packed = ", ".join(f"{n} with {word} weights" for word, n in engine.weights_packed.items())
+    return f"{text} ({packed})" if packed else text
 
 
 def _size(size_bytes: int) -> str:

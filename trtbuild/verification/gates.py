@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from trtbuild.engine import Value
+import msgspec
+
+from trtbuild.engine import PACKED, Value
 from trtbuild.verification.results import GateResult, MetricEstimate, Speedup, TensorErrors
 
 if TYPE_CHECKING:
@@ -29,13 +31,15 @@ class Evidence(Value, frozen=True, kw_only=True):
     no_latency: str
     precision_requested: str
     precision_achieved: dict[str, int]
+    weights_packed: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 def judge(gates: Gates, evidence: Evidence) -> tuple[GateResult, ...]:
     """Return one result per gate: the two of integrity always, then those of the recipe.
 
     ``finite_outputs`` fails on any NaN, or infinity that the framework has not.
-    ``precision_achieved`` fails when no compute layer at all runs in the requested precision.
+    ``precision_achieved`` fails when no compute layer at all runs in the requested precision
+    or, where that packs only weights, when no layer reads packed weights.
 
     ``max_drop`` passes when the measured drop is at most the limit. The estimate decides, not
     the interval's end: an end that must lie within the limit would fail every engine on small
@@ -91,6 +95,8 @@ def _finite_outputs(evidence: Evidence) -> GateResult:
 
 def _precision_achieved(evidence: Evidence) -> GateResult:
     asked = evidence.precision_requested
+    if asked in PACKED:
+        return _weights_packed(asked, evidence)
     total = sum(evidence.precision_achieved.values())
     if total == 0 and asked == "fp32":
         return _skipped("precision_achieved", 1, "the engine has no compute layers")
@@ -114,6 +120,25 @@ def _precision_achieved(evidence: Evidence) -> GateResult:
         passed=count > 0,
         detail=detail,
         advice=advice,
+    )
+
+
+def _weights_packed(asked: str, evidence: Evidence) -> GateResult:
+    count = evidence.weights_packed.get(PACKED[asked], 0)
+    total = sum(evidence.precision_achieved.values())
+    computing = ", ".join(f"{n} in {kind}" for kind, n in evidence.precision_achieved.items())
+    detail = f"{count} layers read {PACKED[asked]} weights; {total} compute, {computing}"
+    advice = (
+        "fewer keep_float patterns, if they cover every product",
+        "precision fp16: the engine's weights are not packed",
+    )
+    return GateResult(
+        name="precision_achieved",
+        limit=1,
+        value=count,
+        passed=count > 0,
+        detail=detail,
+        advice=() if count else advice,
     )
 
 
@@ -156,7 +181,13 @@ def _units_needed(units: int, margin: float, half_width: float) -> str:
 
 
 def _accuracy_advice(precision: str) -> tuple[str, ...]:
-    if precision == "int8":
+    if precision in PACKED:
+        return (
+            "smaller blocks (block_size), or int4 in place of mxfp4",
+            "keep the most sensitive nodes in floating point (keep_float)",
+            "precision fp8 or int8, which have 8 bits",
+        )
+    if precision in {"int8", "fp8"}:
         return (
             "method = 'auto', or another method of the calibration table",
             "keep the most sensitive nodes in floating point (keep_float)",
