@@ -19,7 +19,7 @@ WIDTH = 64
 
 
 def write(path: Path, hidden: int = 256, gain: float = 1.0) -> Path:
-    """Write ``x`` [batch, 64] to ``y`` [batch, 10]; ``gain`` scales what goes through."""
+    """Write ``x`` [batch, 64] to ``y`` [batch, 10]; ``gain`` scales what goes in between."""
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> Array:
@@ -27,9 +27,9 @@ def write(path: Path, hidden: int = 256, gain: float = 1.0) -> Path:
         return np.asarray(random.standard_normal(shape) / scale, np.float32)
 
     constants = {
-        "up_w": normal(WIDTH, hidden),
+        "up_w": normal(WIDTH, hidden) * np.float32(gain),
         "up_b": normal(hidden),
-        "down_w": np.ascontiguousarray(normal(hidden, WIDTH).T) * np.float32(gain),
+        "down_w": np.ascontiguousarray(normal(hidden, WIDTH).T),
         "down_b": normal(WIDTH),
         "one": np.ones(WIDTH, np.float32),
         "zero": np.zeros(WIDTH, np.float32),

@@ -21,8 +21,8 @@ class Scheme(Value, frozen=True, kw_only=True):
     ``tails`` are the carriers that are quantized behind 8-bit nodes also where nothing after
     them wants 8 bits. ``float_stem`` bounds the convolutions on floating-point inputs that stay
     in floating point because the integer kernel is slower there: fewer than so many weights per
-    output channel, and no more output channels than places in the window; 0 for none. ``rest`` is the
-    type around the quantized layers, and so that of every scale.
+    output channel, and no more output channels than places in the window; 0 for none.
+    ``rest`` is the type around the quantized layers, and so that of every scale.
     """
 
     name: str

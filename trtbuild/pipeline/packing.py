@@ -51,7 +51,6 @@ def packed(context: Context, graph: Graph, data: Data | None, scheme: WeightSche
     Raises:
         BuildError: the model has no weight that can be packed.
     """
-    kept_nodes(context, graph)  # a pattern that fits nothing is refused
     written = _written(context, graph, scheme)
     if scheme.rest == "fp32":
         return Network(graph=written, twin=_unpacked(context, written), fused=False, rows=())
@@ -64,15 +63,15 @@ def packed(context: Context, graph: Graph, data: Data | None, scheme: WeightSche
 
 
 def _written(context: Context, graph: Graph, scheme: WeightScheme) -> Graph:
-    quantization = context.recipe.quantization
+    block = context.recipe.quantization.block_size
     packing = weight_only.Packing(
-        scheme=scheme, block=quantization.block_size, keep_float=quantization.keep_float
+        scheme=scheme, block=block, keep_float=kept_nodes(context, graph)
     )
     key = _PackKey(
         graph_sha256=graph.sha256,
         scheme=scheme,
         block=packing.block,
-        keep_float=packing.keep_float,
+        keep_float=tuple(sorted(packing.keep_float)),
         version=weight_only.VERSION,
     )
 

@@ -38,6 +38,8 @@ gain finer steps for the others pays down to about 0.6 for 4 bits and a normal d
 _LEAST = float(np.ldexp(1.0, -24))
 """FP16's least number: no scale is smaller, so that all of them are FP16 numbers."""
 
+_HALVES_END, _ONES_END = 2, 4
+
 _PIECE = 1 << 22
 """Elements that are searched at once, so that temporaries stay small."""
 
@@ -138,7 +140,8 @@ def _codes(quotients: Singles, kind: BlockFormat) -> Singles:
         whole: Singles = np.rint(quotients)
         return whole.clip(formats.INT4_LOWEST, formats.INT4_HIGHEST)
     magnitude = np.abs(quotients)
-    step = np.where(magnitude < 2, 0.5, np.where(magnitude < 4, 1.0, 2.0))  # noqa: PLR2004
+    # E2M1 counts 0, 0.5 ... 2, then 3, 4, then 6.
+    step = np.select([magnitude < _HALVES_END, magnitude < _ONES_END], [0.5, 1.0], 2.0)
     value = np.minimum(np.rint(magnitude / step) * step, formats.E2M1.largest)
     signed: Singles = np.copysign(value, quotients).astype(np.float32)
     return signed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,12 +52,12 @@ class Unpacked(Value, frozen=True, kw_only=True):
 class Packing:
     """How to pack: ``block`` is the largest size of INT4's blocks.
 
-    Nodes that match ``keep_float``, shell patterns over their names, stay as they are.
+    The nodes named in ``keep_float`` stay as they are.
     """
 
     scheme: WeightScheme
     block: int
-    keep_float: tuple[str, ...] = ()
+    keep_float: frozenset[str] = frozenset()
 
 
 def pack(
@@ -151,8 +150,7 @@ class _Packer:
 
     def _reason(self, node: ir.Node, index: int) -> str:
         weight = node.inputs[index]
-        name = node.name or ""
-        if any(fnmatch.fnmatchcase(name, each) for each in self._packing.keep_float):
+        if node.name in self._packing.keep_float:
             return "asked for by keep_float"
         tensor = weight.const_value if weight is not None else None
         if tensor is None or len(tensor.shape) != _MATRIX:
