@@ -114,6 +114,9 @@ class Quantization(Value, frozen=True, kw_only=True):
                 "auto, minmax, percentile or mse"
             )
             raise ValueError(message)
+        if self.precision == "fp8" and self.techniques not in ("auto", ()):
+            message = "techniques are for precision int8, the precision is fp8: leave them out"
+            raise ValueError(message)
         if self.precision != "int8" and self.trt_cache is not None:
             message = (
                 f"trt_cache holds scales for precision int8, the precision is {self.precision}"

@@ -12,8 +12,8 @@ from trtbuild.backends.scheme import Scheme
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError
 from trtbuild.graph.cost import count_macs
-from trtbuild.pipeline.choice import PLAIN_MAX
 from trtbuild.pipeline.cast import Lowering, lowered, scanned
+from trtbuild.pipeline.choice import PLAIN_MAX
 from trtbuild.pipeline.engines import profile_of
 from trtbuild.pipeline.keeping import assigned
 from trtbuild.pipeline.legacy import given_by
