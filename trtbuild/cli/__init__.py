@@ -14,6 +14,7 @@ from trtbuild.cli.engine import engine
 from trtbuild.cli.export import export
 from trtbuild.cli.inspect import inspect
 from trtbuild.cli.nightly import nightly
+from trtbuild.cli.sensitivity import sensitivity
 from trtbuild.cli.verify import verify
 from trtbuild.errors import TrtbuildError
 
@@ -51,6 +52,7 @@ def _root(
 app.command()(engine)
 app.command()(export)
 app.command()(calibrate)
+app.command()(sensitivity)
 app.command()(verify)
 app.command()(inspect)
 app.command()(nightly)

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from trtbuild.errors import UsageError
-from trtbuild.quantization.policy import QUANTIZED
+from trtbuild.quantization.policy import QUANTIZED, word_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from trtbuild.quantization.policy import Word
     from trtbuild.report.document import Report
 
 
@@ -123,9 +122,9 @@ def write_policy(report: Report, path: Path) -> None:
             f"--save-policy {path}: nothing is quantized in {asked}: ask for "
             f"{' or '.join(QUANTIZED)}"
         )
-    word: Word = "fp8" if asked == "fp8" else "int8"
+    text = policy_text(report.recipe, word_of(asked), report.policies)
     with writing(path, "--save-policy"):
-        path.write_text(policy_text(report.recipe, word, report.policies), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 def finish(report: Report, *, as_json: bool, markdown: Path | None) -> None:

@@ -253,6 +253,10 @@ class Search:
             ),
         )
 
+    def least_noise(self) -> frozenset[str]:
+        """Return what was kept in the trial with the least noise."""
+        return min(self._effects, key=lambda kept: self._effects[kept].worst_noise)
+
     def share(self, kept: frozenset[str]) -> float:
         """Return the share of all multiply-accumulates in 8 bits when ``kept`` is not."""
         if kept not in self._shares:

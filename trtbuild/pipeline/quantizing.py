@@ -89,6 +89,19 @@ def quantized(
     return networks
 
 
+def subject_of(context: Context, graph: Graph, data: Data, scheme: Scheme) -> Subject:
+    """Return the plan that is chosen for a scheme before any policy, where it can be tried.
+
+    Raises:
+        BuildError: the model is quantized already, or has nothing to quantize.
+        DataError: the data does not fit the model, or activations are not finite.
+    """
+    placement = placements_of(context, graph, (scheme,))[scheme.name]
+    given = given_by(context, None, graph, scheme, placement)
+    ranges, _ = ranges_for(context, graph, data, (scheme,), (placement,))
+    return _Quantizing(context, graph, data, scheme, placement).subject(ranges, given, data)
+
+
 def measured(context: Context, graph: Graph, data: Data) -> tuple[Ranges, str]:
     """Return the ranges that any backend needs to quantize ``graph``, and their digest.
 
@@ -152,6 +165,23 @@ class _Quantizing:
         self._fused = scheme.activation == "uint8"
 
     def network(self, ranges: Ranges, given: Given) -> Network:
+        found, trials = self._chosen(ranges, given)
+        plan, policy = self._decided(found.plan)
+        graph = self._written(plan)
+        rows = _rows(found.name, trials, self._scheme)
+        if self._scheme.rest == "fp32":
+            network = Network(graph=graph, twin=graph, fused=self._fused, rows=())
+        else:
+            network = self._lowered(graph, plan.graph)
+        return replace(network, rows=rows, policy=policy)
+
+    def subject(self, ranges: Ranges, given: Given, data: Data) -> Subject:
+        found, _ = self._chosen(ranges, given)
+        return Subject(
+            plan=found.plan, trials=self._trials(data), macs=self._macs(), method=found.name
+        )
+
+    def _chosen(self, ranges: Ranges, given: Given) -> tuple[Found, dict[str, Trial]]:
         start = Candidate(
             graph=self._graph,
             placement=self._placement,
@@ -162,19 +192,9 @@ class _Quantizing:
         known = fp8.candidates if self._scheme.activation == "fp8" else candidates
         methods = known(self._context.recipe.quantization.method)
         methods = methods if given.incomplete else ("",)
-        trials: dict[str, Trial] = {}
         if self._data is None:
-            found = fixed(start, methods[0], self._scheme)
-        else:
-            found, trials = self._searched(self._data, start, methods)
-        plan, policy = self._decided(found.plan)
-        graph = self._written(plan)
-        rows = _rows(found.name, trials, self._scheme)
-        if self._scheme.rest == "fp32":
-            network = Network(graph=graph, twin=graph, fused=self._fused, rows=())
-        else:
-            network = self._lowered(graph, plan.graph)
-        return replace(network, rows=rows, policy=policy)
+            return fixed(start, methods[0], self._scheme), {}
+        return self._searched(self._data, start, methods)
 
     def _searched(
         self, data: Data, start: Candidate, methods: tuple[str, ...]
@@ -198,12 +218,13 @@ class _Quantizing:
 
     def _decided(self, plan: Plan) -> tuple[Plan, PolicyReport | None]:
         """Return the plan without what the recipe's policy leaves in floating point."""
-        macs = count_macs(self._graph, profile_of(self._context, self._graph))
         if self._data is None:
-            return plan, named_policy(self._context, self._scheme, plan, macs)
-        subject = Subject(plan=plan, trials=self._trials(self._data), macs=macs)
-        found = decide(subject)
+            return plan, named_policy(self._context, self._scheme, plan, self._macs())
+        found = decide(Subject(plan=plan, trials=self._trials(self._data), macs=self._macs()))
         return found.plan, found.report
+
+    def _macs(self) -> dict[str, int]:
+        return count_macs(self._graph, profile_of(self._context, self._graph))
 
     def _trials(self, data: Data) -> Trials:
         return Trials(

@@ -66,12 +66,13 @@ class Subject:
     """A plan whose nodes are looked at, where it is tried, and what its nodes compute.
 
     ``macs`` are multiply-accumulates of one call by node name, of all compute nodes of the
-    graph, quantizable or not.
+    graph, quantizable or not. ``method`` is what the plan's intervals are by.
     """
 
     plan: Plan
     trials: Trials
     macs: Mapping[str, int]
+    method: str = ""
 
     def mac_share(self, nodes: Sequence[str]) -> float:
         """Return the share of all multiply-accumulates that ``nodes`` do."""

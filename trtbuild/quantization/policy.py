@@ -154,6 +154,11 @@ def quantized_word(policy: Policy) -> str:
     return next(iter(words), "")
 
 
+def word_of(precision: str) -> Word:
+    """Return the word for nodes that are quantized to ``precision``."""
+    return "fp8" if precision == "fp8" else "int8"
+
+
 def to_toml(policy: Policy, heading: str, comments: Mapping[str, str]) -> str:
     """Return the file of ``policy``: ``heading`` on top, ``comments`` behind patterns."""
     top = "".join(f"#{_comment(line)[3:]}\n" for line in heading.splitlines())

@@ -13,7 +13,13 @@ from trtbuild.engine import PACKED, Value
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from trtbuild.report.document import EngineReport, LatencyMs, Report, Verification
+    from trtbuild.report.document import (
+        EngineReport,
+        LatencyMs,
+        PolicyReport,
+        Report,
+        Verification,
+    )
     from trtbuild.verification.results import (
         GateResult,
         Interval,
@@ -73,8 +79,8 @@ def sections(report: Report) -> tuple[Section, ...]:
         _stages(report),
         _parity(report),
         _calibration(report),
-        _tried(report),
-        _kept(report),
+        tried_section(report.policies),
+        kept_section(report.policies),
         _engines(report),
         *(part for group in _groups(report) for part in _verification(*group)),
         _latency(report),
@@ -157,7 +163,8 @@ def _calibration(report: Report) -> Section:
     )
 
 
-def _tried(report: Report) -> Section:
+def tried_section(policies: Sequence[PolicyReport]) -> Section:
+    """Return the policies that were tried, with what they lost."""
     rows = tuple(
         (
             policy.scheme,
@@ -167,13 +174,13 @@ def _tried(report: Report) -> Section:
             *_drop_cells(trial.drop),
             "inside" if trial.inside else "outside",
         )
-        for policy in report.policies
+        for policy in policies
         for trial in policy.trials
     )
     notes = (
         f"{policy.units} units of the batches that choose; {policy.runs} groups of nodes "
         f"were measured"
-        for policy in report.policies
+        for policy in policies
         if policy.runs
     )
     return Section(
@@ -186,7 +193,8 @@ def _tried(report: Report) -> Section:
     )
 
 
-def _kept(report: Report) -> Section:
+def kept_section(policies: Sequence[PolicyReport]) -> Section:
+    """Return the nodes that policies keep in floating point, and why."""
     rows = tuple(
         (
             policy.scheme,
@@ -196,14 +204,14 @@ def _kept(report: Report) -> Section:
             _optional(node.drop, "+.4f"),
             "" if node.sqnr_db is None else "measured" if node.measured else "estimated",
         )
-        for policy in report.policies
+        for policy in policies
         for node in policy.kept
     )
     return Section(
         title="Policy: nodes kept in floating point, and what quantizing each alone costs",
         columns=_columns("scheme", "node", "#MACs", "#SQNR dB", "#drop", ""),
         rows=rows,
-        notes=tuple(f"{policy.scheme}: {policy.reason}" for policy in report.policies),
+        notes=tuple(f"{policy.scheme}: {policy.reason}" for policy in policies),
     )
 
 
