@@ -3,9 +3,9 @@
     .venv/bin/python -m tests.benchmarks.sensitivity tensorrt-rtx engines/digits-int8.toml ...
 
 Prints, per recipe, how many groups the estimate measured, Spearman's rank correlation of noise
-at the model's outputs with the exhaustive measurement (also of noise at the nodes' own outputs,
-which is what a tool sees that never runs the rest of the model), how many of the five worst
-nodes agree, and whether noise adds up. ``keep_float`` of the recipes is left out. What the store
+at the model's outputs with the exhaustive measurement (also of noise at the nodes' own
+outputs, which is what a tool sees that never runs the rest of the model), how many of the five
+worst nodes agree, and whether noise adds up. ``keep_float`` of the recipes is left out. What the store
 (``TRTBUILD_STORE``) knows is not measured again.
 """
 
