@@ -3,10 +3,10 @@
     .venv/bin/python -m tests.benchmarks.sensitivity tensorrt-rtx engines/digits-int8.toml ...
 
 Prints, per recipe, how many groups the estimate measured, Spearman's rank correlation of noise
-at the model's outputs with the exhaustive measurement (also of noise at the nodes' own
-outputs, which is what a tool sees that never runs the rest of the model), how many of the five
-worst nodes agree, and whether noise adds up. ``keep_float`` of the recipes is left out. What the store
-(``TRTBUILD_STORE``) knows is not measured again.
+at the model's outputs with the exhaustive measurement (also of noise at the nodes' own outputs,
+which is what a tool sees that never runs the rest of the model), how many of the five worst
+nodes agree, and whether noise adds up. ``keep_float`` of the recipes is left out. What the
+store (``TRTBUILD_STORE``) knows is not measured again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORST = 5
 
 def _spearman(first: list[float], second: list[float]) -> float:
     ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _run(name: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trtbuild.verification.bootstrap import estimate
+from trtbuild.verification.bootstrap import estimate, standard_error
 
 if TYPE_CHECKING:
     from random import Random
@@ -134,3 +134,13 @@ def test_a_side_on_which_no_unit_changed_stays_uncertain() -> None:
     assert found is not None
     assert found.low < found.value < 0
     assert found.high == pytest.approx(found.value + 3 / 600)
+
+
+def test_units_of_one_batch_that_go_together_count_as_few() -> None:
+    change = np.repeat([0.3, 0.0, 0.1, -0.1], 25)
+    reference = np.ones(100)
+    alike = standard_error(reference, reference - change, [25] * 4)
+    assert alike == pytest.approx(np.std([0.3, 0.0, 0.1, -0.1], ddof=1) / 2)
+    mixed = standard_error(reference, reference - change, [50, 50])
+    assert mixed == pytest.approx(change.std() / 10), "two batches tell nothing of batches"
+    assert standard_error(reference, reference, [25] * 4) == 0

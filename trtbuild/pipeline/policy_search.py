@@ -33,8 +33,8 @@ VERSION = 1
 _GIVE_BACK_TRIALS = 8
 
 
-_STANDARD_ERRORS = 1.96
-"""Standard errors in one half of a 95 % interval."""
+_LEAST_SHRINKING = 0.5
+"""A change of the noise by less cannot be told from luck by a metric that has just missed."""
 
 
 class _SearchKey(Value, frozen=True, kw_only=True):
@@ -64,7 +64,9 @@ def decide(subject: Subject) -> Decided:
     """Return the plan as the recipe's policy has it, searched for where it leaves that open."""
     context = subject.trials.context
     quantization, max_drop = context.recipe.quantization, context.recipe.gates.max_drop
-    if quantization.policy == "auto" and max_drop is not None:
+    if quantization.techniques not in {"auto", ()}:
+        pass  # they were fitted to what is quantized
+    elif quantization.policy == "auto" and max_drop is not None:
         if subject.trials.data.provider.metric is not None:
             report = found_policy(subject, max_drop)
             return Decided(plan=subject.without(kept_by(report)), report=report)
@@ -156,12 +158,12 @@ def _within(max_drop: float, whole: Effect) -> Callable[[Effect], bool]:
 
     The drop is inside, and either it still is with one standard error more, so that other data
     will probably agree, or the noise has shrunk by as much as that upper drop of everything
-    quantized must.
+    quantized must, and at least to the half.
     """
     allowed = whole.worst_noise
     upper = _upper_drop(whole)
     if upper is not None and upper > max_drop:
-        allowed *= max_drop / upper
+        allowed *= min(max_drop / upper, _LEAST_SHRINKING)
 
     def inside(effect: Effect) -> bool:
         drop, upper = effect.drop, _upper_drop(effect)
@@ -173,18 +175,8 @@ def _within(max_drop: float, whole: Effect) -> Callable[[Effect], bool]:
 
 
 def _upper_drop(effect: Effect) -> float | None:
-    """Return the drop and one standard error, None where the metric is not a number.
-
-    Where no unit got worse there is nothing to fear that was seen: the interval's upper end is
-    the rule of three's then, which only more data can lower.
-    """
-    found = effect.metric
-    if found is None or found.drop is None:
-        return None
-    error = (
-        (found.drop.high - found.drop.value) / _STANDARD_ERRORS if found.worse_units else 0.0
-    )
-    return found.drop.value + error
+    """Return the drop and one standard error, None where the metric is not a number."""
+    return None if effect.drop is None else effect.drop + effect.drop_error
 
 
 def ranked(subject: Subject, costs: Sensitivity) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def subject_of(context: Context, graph: Graph, data: Data, scheme: Scheme) -> Su
     """
     placement = placements_of(context, graph, (scheme,))[scheme.name]
     given = given_by(context, None, graph, scheme, placement)
-    ranges, _ = ranges_for(context, graph, data, (scheme,), (placement,))
+    ranges, _ = ranges_for(context, graph, data, scheme, placement)
     return _Quantizing(context, graph, data, scheme, placement).subject(ranges, given, data)
 
 

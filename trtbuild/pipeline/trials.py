@@ -23,7 +23,7 @@ from trtbuild.quantization.sensitivity import RUINED, Damage, sqnr_db
 from trtbuild.quantization.thresholds import thresholds_digest
 from trtbuild.store import make_record
 from trtbuild.verification.accuracy import compare
-from trtbuild.verification.bootstrap import estimate
+from trtbuild.verification.bootstrap import estimate, standard_error
 from trtbuild.verification.results import MetricEstimate
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trtbuild.pipeline.source import Data
     from trtbuild.quantization.placement import Placement
     from trtbuild.quantization.thresholds import Thresholds
-    from trtbuild.verification.accuracy import Candidate
+    from trtbuild.verification.accuracy import Candidate, Comparison
     from trtbuild.verification.bootstrap import Scores
     from trtbuild.verification.results import TensorErrors
 
@@ -71,11 +71,13 @@ class Effect(Value, frozen=True, kw_only=True):
     """What a plan does to the model, on the batches that choose.
 
     ``noise`` is as in :class:`trtbuild.quantization.sensitivity.Damage`. ``metric`` compares
-    with the unquantized graph, on the same units, and is ``None`` where the data has no metric.
+    with the unquantized graph, on the same units, and is ``None`` where the data has no metric;
+    ``drop_error`` is the standard error of its drop, 0 without one.
     """
 
     noise: tuple[float, ...]
     metric: MetricEstimate | None
+    drop_error: float = 0.0
 
     @property
     def damage(self) -> Damage:
@@ -244,7 +246,7 @@ class Trials:
                 result = compare(reference, sessions, batches, metric)
                 for key, candidate in result.candidates.items():
                     found[key] = (result.reference_scores, candidate)
-                    value = _effect(result.reference_scores, candidate, metric)
+                    value = _effect(result, candidate, metric)
                     self._remember(self._key(unique[key][1]), value)
         return found
 
@@ -277,13 +279,15 @@ class Trials:
         self.context.store.put(make_record(_KIND, name, key, value))
 
 
-def _effect(reference: Scores, candidate: Candidate, metric: Metric | None) -> Effect:
-    """Return what a comparison says of outputs and metric; ``reference`` are its scores."""
-    found = None
-    if metric is not None:
-        better = metric.higher_is_better
-        found = estimate(reference, candidate.scores, higher_is_better=better)
-    return Effect(noise=tuple(_noise(errors) for errors in candidate.errors), metric=found)
+def _effect(result: Comparison, candidate: Candidate, metric: Metric | None) -> Effect:
+    """Return what a comparison says of a candidate's outputs and metric."""
+    noise = tuple(_noise(errors) for errors in candidate.errors)
+    if metric is None:
+        return Effect(noise=noise, metric=None)
+    scores = (result.reference_scores, candidate.scores)
+    found = estimate(*scores, higher_is_better=metric.higher_is_better)
+    error = 0.0 if found.drop is None else standard_error(*scores, result.batch_units)
+    return Effect(noise=noise, metric=found, drop_error=error)
 
 
 def _noise(errors: TensorErrors) -> float:

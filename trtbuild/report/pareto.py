@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trtbuild.errors import MissingBackendError
 
@@ -112,7 +112,7 @@ def _mark(axes: Axes, report: SensitivityReport, values: list[float | None]) -> 
         axes.plot([share], [values[0]], "D", color=_CHOSEN, markersize=6, label="the policy")
 
 
-def _finish(axes: Axes, corner: str) -> None:
+def _finish(axes: Axes, corner: Literal["upper left", "upper right"]) -> None:
     axes.set_xlabel("multiply-accumulates in INT8, %")
     axes.set_axisbelow(True)
     axes.legend(frameon=False, loc=corner)

@@ -42,7 +42,8 @@ class Comparison:
     """All candidates against one reference, on the same batches.
 
     ``samples`` counts along the first axis of the reference's first input. Scores are in the
-    order of the batches, so that unit ``i`` is the same unit for everyone. A candidate's score
+    order of the batches, so that unit ``i`` is the same unit for everyone; ``batch_units`` is
+    how many each batch has. A candidate's score
     is NaN where its outputs were; the reference's are finite.
     """
 
@@ -50,6 +51,7 @@ class Comparison:
     samples: int
     reference_scores: Scores
     candidates: Mapping[str, Candidate]
+    batch_units: tuple[int, ...] = ()
 
 
 def compare(
@@ -88,6 +90,7 @@ def compare(
         samples=samples,
         reference_scores=np.concatenate(reference_scores),
         candidates={name: run.result() for name, run in runs.items()},
+        batch_units=tuple(part.size for part in reference_scores),
     )
 
 

@@ -6,16 +6,24 @@ both find hard cancels out of the drop.
 
 from __future__ import annotations
 
+import itertools
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from trtbuild.verification.results import Interval, MetricEstimate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RESAMPLES = 2000
 _SEED = 20_250_101
 _CHUNK_ELEMENTS = 1 << 21
 _PERCENTILES = (2.5, 97.5)
 _RULE_OF_THREE = 3.0
+_FEWEST_BATCHES = 3
 
 Scores = npt.NDArray[np.float64]
 
@@ -63,6 +71,30 @@ def estimate(reference: Scores, engine: Scores, *, higher_is_better: bool) -> Me
         worse_units=int(np.count_nonzero(change > 0)),
         better_units=int(np.count_nonzero(change < 0)),
     )
+
+
+def standard_error(reference: Scores, engine: Scores, batch_units: Sequence[int]) -> float:
+    """Return the standard error of the drop, for units of one batch that may be alike.
+
+    Batches often hold what belongs together (views of one photograph, texts of one family), and
+    then few batches tell less than their many units do: of the errors over units and over
+    batches (three or more, sandwich estimator) the larger one counts. 0 where no unit changed.
+    """
+    change = reference - engine
+    units = change.size
+    centered = change - change.mean()
+    error = math.sqrt(float(centered @ centered)) / units
+    edges = np.cumsum([0, *batch_units])
+    sums = [
+        float(centered[start:end].sum())
+        for start, end in itertools.pairwise(edges)
+        if end > start
+    ]
+    if len(sums) < _FEWEST_BATCHES:
+        return error
+    batches = len(sums)
+    spread = batches / (batches - 1) * sum(each**2 for each in sums)
+    return max(error, math.sqrt(spread) / units)
 
 
 def _intervals(columns: Scores) -> tuple[Interval, ...]:
