@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trtbuild.backends import backend
 from trtbuild.pipeline.context import working
+from trtbuild.pipeline.precision import scheme_of
 from trtbuild.pipeline.quantizing import subject_of
 from trtbuild.pipeline.sensitivity import sensitivity
 from trtbuild.pipeline.simplify import optimized
@@ -43,7 +43,7 @@ def _run(name: str, path: Path) -> None:
         if data is None:
             raise SystemExit(f"{path}: no data")
         graph = optimized(context, export_source(context, data).graph)
-        subject = subject_of(context, graph, data, backend(name).SCHEME)
+        subject = subject_of(context, graph, data, scheme_of(recipe, name))
         costs = sensitivity(subject)
         true = {
             node: subject.trials.effects({node: subject.only(frozenset({node}))})[node]

@@ -93,7 +93,8 @@ def test_a_found_policy_is_a_file_that_gives_the_same_engine_without_a_search(
 
     path.write_text(path.read_text() + '"head" = "fp32"\n')
     edited = trtbuild.build(committed, store(tmp_path))
-    assert models.computed(edited) == ["quantize", "build", "verify"]
+    assert {"quantize", "build", "verify"} <= set(models.computed(edited))
+    assert not {"calibrate", "sensitivity", "policy"} & set(models.computed(edited))
     assert {node.node for node in edited.policies[0].kept} == {"inner", "head"}
 
     path.write_text('[policy]\ndefault = "int8"\n[policy.nodes]\n"inward" = "rest"\n')

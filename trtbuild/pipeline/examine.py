@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import backend
 from trtbuild.errors import UsageError
 from trtbuild.graph.model import load_model
 from trtbuild.pipeline.context import working
 from trtbuild.pipeline.keeping import policy_of
 from trtbuild.pipeline.node_times import node_times
 from trtbuild.pipeline.policy_search import Search, found_policy, kept_by, ranked
+from trtbuild.pipeline.precision import scheme_of
 from trtbuild.pipeline.quantizing import subject_of
 from trtbuild.pipeline.sensitivity import sensitivity
 from trtbuild.pipeline.simplify import optimized
@@ -85,7 +85,7 @@ class _Examination:
     def report(self) -> SensitivityReport:
         source = export_source(self._context, self._data)
         graph = optimized(self._context, source.graph)
-        scheme = backend(self._planned.target.backend).SCHEME
+        scheme = scheme_of(self._context.recipe, self._planned.target.backend)
         subject = subject_of(self._context, graph, self._data, scheme)
         costs = sensitivity(subject, self._wanted.runs)
         order = ranked(subject, costs)
