@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.quantization.numpy_observer import NumpyObserver
 from trtbuild.errors import StoreError
-from trtbuild.quantization.observer import NotFiniteError, Observer
+from trtbuild.quantization.observer import NotFiniteError, Observer, Observers
 from trtbuild.quantization.ranges import (
     BINS,
     load_ranges,
@@ -51,6 +55,79 @@ def test_any_cut_and_any_order_give_the_same_bits(values: Floats, data: st.DataO
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=5)))
     pieces = observe(*np.split(shuffled, cuts))
     assert ranges_digest({"t": whole}) == ranges_digest({"t": pieces})
+
+
+@settings(max_examples=200)
+@given(data=st.data(), dtype=st.sampled_from([np.float16, np.float32, np.float64]))
+def test_the_compiled_loop_counts_as_numpy_does(data: st.DataObject, dtype: type[Any]) -> None:
+    """Denormal numbers, zeros of both signs and the largest ones included; ranges that grow."""
+    elements = hnp.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False)
+    arrays = data.draw(
+        st.lists(
+            hnp.arrays(dtype, st.integers(1, 40), elements=elements), min_size=1, max_size=4
+        )
+    )
+    reference = NumpyObserver()
+    for array in arrays:
+        reference.update(array)
+    assert ranges_digest({"t": observe(*arrays)}) == ranges_digest(
+        {"t": reference.statistics()}
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_threads_count_as_one_loop_does(dtype: type[Any]) -> None:
+    """Several pieces of several tensors, each with its own range, none of whole blocks."""
+    random = np.random.default_rng(0)
+    sizes = {"a": 900_001, "b": 300_003, "c": 7}
+    arrays = {n: (random.standard_normal(s) * s).astype(np.float32) for n, s in sizes.items()}
+    arrays = {name: (array / 1e5).astype(dtype) for name, array in arrays.items()}
+    observers = Observers({})
+    reference = {name: NumpyObserver() for name in sizes}
+    for _ in range(3):
+        observers.update(arrays)
+        for name, array in arrays.items():
+            reference[name].update(array)
+        arrays = {name: array[::-1] * dtype(3) for name, array in arrays.items()}
+    expected = {name: each.statistics() for name, each in reference.items()}
+    assert ranges_digest(observers.statistics()) == ranges_digest(expected)
+    again = Observers(observers.statistics())
+    again.update({"a": arrays["a"], "d": arrays["b"]})
+    reference["a"].update(arrays["a"])
+    assert ranges_digest({"a": again.statistics()["a"]}) == ranges_digest(
+        {"a": reference["a"].statistics()}
+    )
+    assert list(again.statistics()) == ["a", "b", "c", "d"]
+
+
+def test_the_first_tensor_that_is_not_finite_is_named() -> None:
+    arrays = {name: np.ones(400_000, np.float32) for name in "abc"}
+    arrays["b"][-1], arrays["c"][:] = np.inf, np.nan
+    with pytest.raises(NotFiniteError, match="0 NaN and 1 infinite") as caught:
+        Observers({}).update(arrays)
+    assert caught.value.tensor == "b"
+
+
+def test_a_damaged_cache_of_compiled_code_costs_time_only(tmp_path: Path) -> None:
+    """In a child, which compiles, damages what it wrote, and compiles again."""
+    code = """
+import pathlib, sys, numpy as np
+from trtbuild.quantization import kernel
+dtype = np.dtype(np.float32)
+kernel._loop(dtype)
+written = list(pathlib.Path(sys.argv[1]).rglob("*.nb?"))
+for path in written:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+kernel._loop.cache_clear()
+counts = np.zeros(kernel.BINS, np.int64)
+print(len(written), kernel.accumulate(np.array([-1, 3], dtype), counts, 0), counts.sum())
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["2", "(True,", "2,", "-1.0,", "3.0)", "2"]
 
 
 @settings(max_examples=200)

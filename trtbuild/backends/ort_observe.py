@@ -68,8 +68,11 @@ def write_optimized(path: Path, out: Path) -> tuple[TensorSpec, ...]:
     return specs_of(_session(path, options).get_outputs())
 
 
-def open_observed(path: Path, *, optimized: bool) -> Observed:
+def open_observed(path: Path, *, optimized: bool, frugal: bool = False) -> Observed:
     """Return a session of ``path``, run as it is written where it is ``optimized`` already.
+
+    A ``frugal`` one gives every tensor's memory back at once, and is slower: what ONNX Runtime
+    keeps for the next tensor grows in powers of two.
 
     Raises:
         BuildError: ONNX Runtime cannot run the graph.
@@ -78,6 +81,9 @@ def open_observed(path: Path, *, optimized: bool) -> Observed:
     options = _options(levels.ORT_DISABLE_ALL if optimized else levels.ORT_ENABLE_ALL)
     # Threads that wait by spinning would take the processors from those that observe.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # From the second run on a pattern would be allocated beside what the first one left.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = not frugal
     return Observed(_session(path, options))
 
 

@@ -28,9 +28,6 @@ VERSION = 2
 Infinities = Literal["refuse", "leave out"]
 """What infinite values mean: an error, or nothing."""
 
-_SAVE_EVERY_S = 5.0
-"""What a kill may cost; saving takes some milliseconds."""
-
 
 class Checkpoint(Protocol):
     """Where the progress of one calibration survives a kill."""
@@ -51,7 +48,7 @@ class Collection:
     statistics. ``work`` is a folder for the observed graph. ``progress`` is called with the
     number of samples seen so far. ``memory_mib`` bounds the memory of the process: where not
     all tensors fit, the graph runs several times. ``checkpoint`` is where an interrupted
-    collection goes on.
+    collection goes on; it is saved every ``save_every_s`` seconds, in some milliseconds.
     """
 
     work: Path
@@ -59,6 +56,7 @@ class Collection:
     infinities: Infinities = "refuse"
     memory_mib: int | None = None
     checkpoint: Checkpoint | None = None
+    save_every_s: float = 5.0
 
 
 def calibrate(
@@ -96,8 +94,9 @@ def calibrate(
             if how.infinities == "leave out":
                 wanted = {name: _finite(array) for name, array in wanted.items()}
             _observe(observers, wanted, seen - count, count)
+            del arrays, wanted  # before the next ones are made
         how.progress(seen)
-        if how.checkpoint and time.monotonic() - saved > _SAVE_EVERY_S:
+        if how.checkpoint and time.monotonic() - saved >= how.save_every_s:
             state = Progress(chunks=number + 1, ranges=observers.statistics())
             how.checkpoint.save(save_progress(state))
             saved = time.monotonic()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtbuild.backends.memory import rss_bytes
+from trtbuild.backends.memory import return_large_blocks, rss_bytes
 from trtbuild.backends.ort_observe import open_observed, write_optimized
 from trtbuild.errors import UsageError
 from trtbuild.graph.observe import add_outputs, expose
@@ -46,8 +46,8 @@ class Forward:
         self._optimized = work / "optimized.onnx"
         self._specs: dict[str, TensorSpec] = {}
         self._open: tuple[tuple[str, ...], Observed, dict[str, str]] | None = None
+        self._bounded = False
         self._room_bytes = 0
-        self._scales: set[str] | None = None
         self._fixed = chunks.fixed_size(graph)
         if self._tensors:
             observed = add_outputs(graph, self._tensors, work / "observed.onnx")
@@ -76,10 +76,12 @@ class Forward:
         sizes = self._bytes(chunk, chunks.samples(chunk))
         if not sizes:
             return
-        # The last tensor alone: what the forward pass needs, all but nothing handed out.
-        for _ in self._outputs((self._tensors[-1],), chunk).values():
-            pass
+        return_large_blocks()
+        # The last tensor alone: what the forward pass needs, all but nothing handed out. A
+        # session that is not frugal still holds that when it has run.
+        self._outputs((self._tensors[-1],), chunk)
         base_bytes, largest = rss_bytes(), max(sizes.values())
+        self._open, self._bounded = None, True
         self._room_bytes = memory_mib * _MIB - base_bytes
         if self._room_bytes < largest:
             needed = math.ceil((base_bytes + largest) / _MIB * 1.05)
@@ -135,11 +137,14 @@ class Forward:
             self._open = None  # its memory first
             path = self._work / "exposed.onnx"
             names = expose(self._optimized, group, path)
-            self._open = group, open_observed(path, optimized=True), names
+            self._open = group, self._session(path), names
         _, session, names = self._open
         inputs = {spec.name: np.ascontiguousarray(chunk[spec.name]) for spec in session.inputs}
         outputs = session.run(inputs)
         return {tensor: outputs[name] for tensor, name in names.items()}
+
+    def _session(self, path: Path) -> Observed:
+        return open_observed(path, optimized=True, frugal=self._bounded)
 
     def _groups(self, chunk: Batch) -> list[tuple[str, ...]]:
         """Return the tensors that are handed out together: all, or what there is room for."""

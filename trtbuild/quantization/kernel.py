@@ -37,6 +37,19 @@ _BLOCK = 2048
 
 _SINGLE_LIMIT = float(np.finfo(np.float32).max)
 
+_CACHE_ERRORS = (
+    RuntimeError,  # no folder to write to
+    OSError,  # a full disk
+    # A damaged file (Python library reference, "pickle", on what unpickling may raise).
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    KeyError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
 _compiled = numba.njit(nogil=True, error_model="numpy")
 
 
@@ -180,12 +193,11 @@ def _loop(dtype: np.dtype[Any]) -> Callable[..., Any]:
         _LAYOUTS[dtype],
     )
     try:
-        # No folder to write to (RuntimeError), a full disk, a damaged file.
         made: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")(
             _accumulate
         )
         made(*arguments)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+    except _CACHE_ERRORS:
         made = _compiled(_accumulate)
         made(*arguments)
     return made
