@@ -37,6 +37,7 @@ _WORDS = {
     "precision": PRECISIONS,
     "rest": RESTS,
     "techniques": ("auto", *get_args(Technique)),
+    "sparsity": ("2:4",),
 }
 
 UNSUPPORTED_PRECISIONS = ("tf32", "best")
@@ -80,8 +81,9 @@ class Quantization(Value, frozen=True, kw_only=True):
     ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names
     (shell patterns) that stay in floating point. ``trt_cache`` is a calibration cache of
     TensorRT 4 to 10: its scales are taken as they are, the data is for tensors that it lacks.
-    ``policy`` is ``auto`` (with a gate on the metric, find what must stay in floating point
-    too), ``all`` (nothing else does) or a policy file.
+    ``sparsity`` makes two of four weights zero; ``keep_dense`` are nodes (shell patterns) whose
+    weights stay. ``policy`` is ``auto`` (with a gate on the metric, find what must stay in
+    floating point too), ``all`` (nothing else does) or a policy file.
     ``techniques`` are applied as listed; ``auto`` tries those that are quick where ``method``
     is ``auto`` too, and keeps what improves. With a cache there are none.
     ``rest`` is what computes around quantized layers, ``auto`` the backend's choice.
@@ -95,6 +97,8 @@ class Quantization(Value, frozen=True, kw_only=True):
     techniques: Literal["auto"] | tuple[Technique, ...] = "auto"
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
+    sparsity: Literal["2:4"] | None = None
+    keep_dense: tuple[str, ...] = ()
     policy: Annotated[str, msgspec.Meta(min_length=1)] = "auto"
     rest: RestWord = "auto"
     block_size: BlockSize = 128
@@ -119,8 +123,21 @@ class Quantization(Value, frozen=True, kw_only=True):
             raise ValueError(message)
         if self.precision != "int8" and self.trt_cache is not None:
             message = (
-                f"trt_cache holds scales for precision int8, the precision is {self.precision}"
+                f"trt_cache holds scales for precision int8, the precision is "
+                f"{self.precision}: ask for --precision int8, or leave out the cache"
             )
+            raise ValueError(message)
+        self._expect_sparsity_to_fit()
+
+    def _expect_sparsity_to_fit(self) -> None:
+        if self.sparsity is not None and self.trt_cache is not None:
+            message = (
+                "sparsity changes the activations, so the scales of trt_cache do not hold: "
+                "give calibration data instead of the cache"
+            )
+            raise ValueError(message)
+        if self.keep_dense and self.sparsity is None:
+            message = "keep_dense is for a model that is made sparse: set sparsity = '2:4' too"
             raise ValueError(message)
 
 

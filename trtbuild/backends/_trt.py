@@ -121,6 +121,13 @@ class _Build:
             lambda _: config.clear_flag(trt.BuilderFlag.TF32),
             lambda: config.get_flag(trt.BuilderFlag.TF32),
         )
+        sparse = trt.BuilderFlag.SPARSE_WEIGHTS
+        self._set(
+            "sparse_weights",
+            settings["sparse_weights"],
+            lambda wanted: (config.set_flag if wanted else config.clear_flag)(sparse),
+            lambda: config.get_flag(sparse),
+        )
         for index, shapes in enumerate(ranges):
             self._add_profile(index, shapes)
 

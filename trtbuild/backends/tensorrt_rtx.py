@@ -25,10 +25,16 @@ NAME = "tensorrt-rtx"
 _CUDA_FLAVORS = ("cu13", "cu12")
 _INSTALL = "trtbuild[rtx]"
 
-OPTIONS: Mapping[str, Setting] = {"optimization_level": 3, "workspace_mib": 4096}
+OPTIONS: Mapping[str, Setting] = {
+    "optimization_level": 3,
+    "sparse_weights": False,
+    "workspace_mib": 4096,
+}
 """3 is TensorRT's own default. Its default workspace is 64 GiB, more than any GPU that these
 engines are for has: an engine could need scratch memory that its device lacks. 4 GiB leaves
-half of an 8 GiB card to weights and activations, and makes the bound a part of the key."""
+half of an 8 GiB card to weights and activations, and makes the bound a part of the key.
+``sparse_weights`` lets the builder take kernels for 2:4 weights: a recipe's ``sparsity`` sets
+it, and a model that was pruned elsewhere can."""
 
 PRECISIONS: tuple[Precision, ...] = (
     "fp32",

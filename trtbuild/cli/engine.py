@@ -94,6 +94,14 @@ BlockSizeOption = Annotated[
     int | None,
     typer.Option("--block-size", metavar="128|64|32", help="Largest block of INT4 weights."),
 ]
+SparsityOption = Annotated[
+    str | None,
+    typer.Option("--sparsity", metavar="2:4", help="Make two of four weights zero."),
+]
+KeepDenseOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep-dense", metavar="NODE", help="ONNX nodes (patterns) kept dense."),
+]
 MaxDropOption = Annotated[
     float | None, typer.Option("--max-drop", help="Gate: largest drop of the metric.")
 ]
@@ -130,6 +138,8 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     shape: ShapeOption = None,
     keep_float: KeepFloatOption = None,
     from_trt_cache: TrtCacheOption = None,
+    sparsity: SparsityOption = None,
+    keep_dense: KeepDenseOption = None,
     policy: PolicyOption = None,
     save_policy: SavePolicyOption = None,
     rest: RestOption = None,
@@ -160,6 +170,8 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         shape=tuple(shape or ()),
         keep_float=tuple(keep_float or ()),
         trt_cache=from_trt_cache,
+        sparsity=sparsity,
+        keep_dense=tuple(keep_dense or ()),
         policy=policy,
         rest=rest,
         block_size=block_size,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 _TECHNIQUES = get_args(Technique)
+_SPARSITIES = ("2:4",)
 _BACKENDS = ("auto", "onnxruntime", "tensorrt-rtx")
 
 
@@ -48,6 +49,8 @@ class Arguments(Value, frozen=True, kw_only=True):
     shape: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
     trt_cache: str | None = None
+    sparsity: str | None = None
+    keep_dense: tuple[str, ...] = ()
     policy: str | None = None
     rest: str | None = None
     block_size: int | None = None
@@ -128,6 +131,7 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
         ("--method", method, _METHODS),
         ("--rest", rest, RESTS),
         ("--block-size", str(block_size), tuple(map(str, get_args(BlockSize)))),
+        ("--sparsity", arguments.sparsity or "2:4", _SPARSITIES),
     ):
         if value not in known:
             raise UsageError(f"{option} {value}: expected one of {', '.join(known)}")
@@ -140,17 +144,16 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             techniques=_techniques(arguments.technique, table),
             keep_float=arguments.keep_float or table.keep_float,
             trt_cache=_path(arguments.trt_cache) or table.trt_cache,
+            sparsity=cast("Literal['2:4'] | None", arguments.sparsity) or table.sparsity,
+            keep_dense=arguments.keep_dense or table.keep_dense,
             policy=_policy(arguments.policy) or table.policy,
             rest=cast("RestWord", rest),
             block_size=cast("BlockSize", block_size),
         )
     except ValueError as error:
-        remedy = (
-            "--calibration PROVIDER.py|FILE.npz|FOLDER"
-            if precision in {"int8", "fp8"}
-            else "--precision int8"
-        )
-        raise RecipeError(f"{error}. Use {remedy}") from error
+        lacking = "needs calibration data" in str(error)
+        remedy = ". Use --calibration PROVIDER.py|FILE.npz|FOLDER" if lacking else ""
+        raise RecipeError(f"{error}{remedy}") from error
 
 
 def _techniques(

@@ -160,9 +160,10 @@ def build_engine(
 
 def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:
     """Return the recipe of an engine: a baseline has another precision than the recipe."""
-    table = recipe.quantization
+    if precision == recipe.quantization.precision:
+        return recipe
     quantization = msgspec.structs.replace(
-        table, precision=precision, trt_cache=table.trt_cache if precision == "int8" else None
+        recipe.quantization, precision=precision, trt_cache=None, sparsity=None, keep_dense=()
     )
     return msgspec.structs.replace(recipe, quantization=quantization)
 

@@ -12,6 +12,7 @@ from trtbuild.pipeline.context import working
 from trtbuild.pipeline.quantizing import measured
 from trtbuild.pipeline.simplify import optimized
 from trtbuild.pipeline.source import export_source, open_data
+from trtbuild.pipeline.sparse import sparsified
 from trtbuild.quantization.methods import METHODS, amax
 from trtbuild.quantization.thresholds import INT8_STEPS
 from trtbuild.sources import absolute
@@ -97,7 +98,8 @@ def calibrate(part: Part) -> Calibrated:
             )
         source = export_source(context, data)
         graph = optimized(context, source.graph)
-        ranges, sha256 = measured(context, graph, data)
+        sparse, _ = sparsified(context, graph, data)
+        ranges, sha256 = measured(context, sparse, data)
     return Calibrated(
         sha256=sha256,
         ranges=ranges,

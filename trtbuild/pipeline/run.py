@@ -22,6 +22,7 @@ from trtbuild.pipeline.precision import baseline_of, scheme_of, weight_scheme_of
 from trtbuild.pipeline.quantizing import quantized
 from trtbuild.pipeline.simplify import optimized
 from trtbuild.pipeline.source import export_source, open_data
+from trtbuild.pipeline.sparse import expect_sparse, sparsified
 from trtbuild.pipeline.verification import (
     Race,
     accuracies,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from trtbuild.pipeline.targets import Plan, Planned
     from trtbuild.pipeline.verification import Timing
     from trtbuild.recipe import Recipe
-    from trtbuild.report.document import Verification
+    from trtbuild.report.document import SparsityReport, Verification
     from trtbuild.sources.dependencies import Dependencies
     from trtbuild.store import Store
 
@@ -147,7 +148,9 @@ class _Run:
         graph = optimized(context, source.graph)
         profile = profile_of(context, graph)
         cache = legacy(context, source.graph)
-        networks = self._networks(graph, data, cache)
+        sparse, sparsity = sparsified(context, graph, data)
+        networks = self._networks(sparse, data, cache)
+        self._expect_sparse(networks, sparsity)
         built = self._found(networks) if self._manifest else self._build(networks, profile)
         reports = self._verified(source, data, graph, built, profile)
         report = Report(
@@ -164,6 +167,7 @@ class _Run:
             policies=tuple(
                 network.policy for network in networks.values() if network.policy is not None
             ),
+            sparsity=sparsity,
             skipped_targets=tuple(self._skipped),
             findings=tuple(context.findings),
         )
@@ -193,6 +197,16 @@ class _Run:
             low: Low = "bf16" if precision == "bf16" else "fp16"
             return dict.fromkeys(names, cast(context, graph, data, low))
         return dict.fromkeys(names, Network(graph=graph, twin=graph, fused=True, rows=()))
+
+    def _expect_sparse(
+        self, networks: dict[str, Network], sparsity: SparsityReport | None
+    ) -> None:
+        if sparsity is None:
+            return
+        for planned in {_scheme(each).name: each for each in self._work.plan.planned}.values():
+            network = networks[_scheme(planned).name].graph
+            needed = "sparse_weights" in dict(planned.settings)
+            expect_sparse(self._context, network, sparsity, needed=needed)
 
     def _build(
         self, networks: dict[str, Network], profile: tuple[ShapeRange, ...]

@@ -99,7 +99,9 @@ def default_targets() -> tuple[str, ...]:
 def _planned(recipe: Recipe, target: Target, cannot_run: str, *, required: bool) -> Planned:
     module = backend(target.backend)
     options = {k: v for k, v in recipe.build.options.items() if k in module.OPTIONS}
-    settings = {**module.OPTIONS, **options}
+    sparse = {"sparse_weights": True} if recipe.quantization.sparsity else {}
+    known = {name: value for name, value in sparse.items() if name in module.OPTIONS}
+    settings = {**module.OPTIONS, **known, **options}
     return Planned(
         target=target,
         required=required,

@@ -103,6 +103,29 @@ class PolicyReport(Value, frozen=True, kw_only=True):
     budget_met: bool = True
 
 
+class DenseNode(Value, frozen=True, kw_only=True):
+    """A layer that could not, or must not, be sparse, and why."""
+
+    node: str
+    reason: str
+
+
+class SparsityReport(Value, frozen=True, kw_only=True):
+    """Which layers have weights with the ``pattern`` 2:4: at most two of four are not zero.
+
+    ``weight_share`` is the share of all weights of layers that are in sparse ones, 0 to 1.
+    ``lost`` is, by layer, the part of its output's energy that pruning cost on calibration
+    data; empty without data.
+    """
+
+    pattern: str
+    criterion: str
+    sparse: tuple[str, ...]
+    dense: tuple[DenseNode, ...]
+    weight_share: float
+    lost: dict[str, float]
+
+
 class LatencyMs(Value, frozen=True, kw_only=True):
     """Percentiles of the wall time of one call, in milliseconds, measured on the device.
 
@@ -214,6 +237,7 @@ class Report(Value, frozen=True, kw_only=True):
     export_parity: Parity | None = None
     calibration: tuple[CalibrationRow, ...] = ()
     policies: tuple[PolicyReport, ...] = ()
+    sparsity: SparsityReport | None = None
     skipped_targets: tuple[SkippedTarget, ...] = ()
     findings: tuple[Finding, ...] = ()
     schema: Literal[1] = SCHEMA

@@ -33,6 +33,7 @@ DEVICE = "target device"
 _DIGEST_DIGITS = 8
 _BYTES_PER_KIB = 1024
 _NOTHING = "-"
+_WORST = 5
 
 
 class Column(Value, frozen=True, kw_only=True):
@@ -78,6 +79,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     found = [
         _stages(report),
         _parity(report),
+        _sparsity(report),
         _calibration(report),
         tried_section(report.policies),
         kept_section(report.policies),
@@ -139,6 +141,30 @@ def _parity(report: Report) -> Section:
         title=title,
         columns=_columns("output", "#batch", "#max abs", "#of scale", "verdict"),
         rows=rows,
+        notes=tuple(notes),
+    )
+
+
+def _sparsity(report: Report) -> Section:
+    found = report.sparsity
+    if found is None:
+        return Section(title="Sparsity")
+    lost = sorted(found.lost.items(), key=lambda item: -item[1])[:_WORST]
+    total = len(found.sparse) + len(found.dense)
+    dense: dict[str, list[str]] = {}
+    for each in found.dense:
+        dense.setdefault(each.reason, []).append(each.node)
+    share = f"{100 * found.weight_share:.1f} % of their weights"
+    notes = [
+        f"{len(found.sparse)} of {_count(total, 'layer')}, {share}, by {found.criterion}",
+        *(f"dense, since {reason}: {', '.join(nodes)}" for reason, nodes in dense.items()),
+    ]
+    if any(engine.backend == "onnxruntime" for engine in report.engines):
+        notes.append("ONNX Runtime has no sparse kernels: there the pattern brings no speed")
+    return Section(
+        title=f"Sparsity {found.pattern}",
+        columns=_columns("most damaged layers", "#output energy lost") if lost else (),
+        rows=tuple((node, f"{100 * part:.2f} %") for node, part in lost),
         notes=tuple(notes),
     )
 
