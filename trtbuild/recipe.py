@@ -136,6 +136,12 @@ class Quantization(Value, frozen=True, kw_only=True):
                 "give calibration data instead of the cache"
             )
             raise ValueError(message)
+        if self.sparsity is not None and self.precision in {"int4", "nvfp4", "mxfp4"}:
+            message = (
+                f"sparsity is for fp32, fp16, bf16, int8 and fp8: packed {self.precision} "
+                f"weights have no sparse kernels. Leave one of them out"
+            )
+            raise ValueError(message)
         if self.keep_dense and self.sparsity is None:
             message = "keep_dense is for a model that is made sparse: set sparsity = '2:4' too"
             raise ValueError(message)

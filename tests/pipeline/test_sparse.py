@@ -9,10 +9,12 @@ import pytest
 
 import trtbuild
 from tests.pipeline import models
+from trtbuild.backends import tensorrt_rtx
 from trtbuild.engine import Manifest
 from trtbuild.errors import BuildError, RecipeError
 from trtbuild.pipeline.context import working
 from trtbuild.pipeline.job import quiet
+from trtbuild.pipeline.quantizing import quantized
 from trtbuild.pipeline.simplify import optimized
 from trtbuild.pipeline.source import export_source, open_data
 from trtbuild.pipeline.sparse import expect_sparse, sparsified
@@ -97,6 +99,19 @@ def test_a_network_that_is_not_sparse_is_refused_where_kernels_need_it(tmp_path:
             expect_sparse(context, dense, found, needed=True)
         expect_sparse(context, dense, found, needed=False)
         assert any("2 layers are not 2:4" in each.text for each in context.findings)
+
+
+def test_every_technique_together_leaves_the_pattern_as_it_is(tmp_path: Path) -> None:
+    recipe = sparse(tmp_path, techniques=("equalize", "smooth", "rounding", "bias"))
+    scheme = tensorrt_rtx.SCHEME
+    with working(recipe, Store.open(str(tmp_path / "store")), quiet) as context:
+        data = open_data(context)
+        dense = optimized(context, export_source(context, data).graph)
+        pruned, found = sparsified(context, dense, data)
+        assert found is not None
+        network = quantized(context, pruned, data, (scheme,), None)[scheme.name]
+        assert "rounding" in network.rows[-1].method
+        expect_sparse(context, network.graph, found, needed=True)
 
 
 def test_a_layer_can_be_kept_dense_and_a_wrong_name_is_told(tmp_path: Path) -> None:

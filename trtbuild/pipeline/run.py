@@ -203,10 +203,9 @@ class _Run:
     ) -> None:
         if sparsity is None:
             return
-        for planned in {_scheme(each).name: each for each in self._work.plan.planned}.values():
-            network = networks[_scheme(planned).name].graph
-            needed = "sparse_weights" in dict(planned.settings)
-            expect_sparse(self._context, network, sparsity, needed=needed)
+        for name, network in networks.items():
+            needed = "sparse_weights" in backend(name).OPTIONS
+            expect_sparse(self._context, network.graph, sparsity, needed=needed)
 
     def _build(
         self, networks: dict[str, Network], profile: tuple[ShapeRange, ...]

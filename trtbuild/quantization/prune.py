@@ -103,7 +103,7 @@ def prune(
     """Return ``graph`` with 2:4 weights, written to ``out``, and what became of each layer.
 
     ``moments`` are the mean products of the inputs of each node, some nodes after the others
-    (:func:`trtbuild.quantization.input_products.second_moments`), or nothing. With them a weight
+    (:mod:`trtbuild.quantization.input_products`), or nothing. With them a weight
     counts as its magnitude times the root mean square of what it is multiplied with (Wanda,
     arXiv:2306.11695), and those that stay make up for those that go. Without them its magnitude
     alone counts. A weight that others read too is copied: they keep the dense one.

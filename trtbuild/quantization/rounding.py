@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Doubles = npt.NDArray[np.float64]
 
-VERSION = 1
+VERSION = 2
 """Part of the key of rounded weights; raised when they start to be others."""
 
 _DAMPING = 0.01
@@ -37,16 +37,19 @@ def rounded(
     ``second_moment`` is the sum or mean of x xᵀ, [inputs, inputs]. ``nearest`` gets a column
     [outputs] and its index, and returns the nearest allowed values. Columns of large inputs are
     rounded first. An input that is always 0 does not matter: its column is rounded as it is.
+    A weight of 0 stays 0, as the pattern of sparse kernels needs it.
     """
     order = np.argsort(-np.diagonal(second_moment), kind="stable")
     left = weight[:, order].copy()
     result = np.empty_like(left)
+    absent = left == 0
     factor = _inverse_root(second_moment[np.ix_(order, order)])
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         errors = np.empty((len(weight), stop - start))
         for column in range(start, stop):
-            result[:, column] = nearest(left[:, column], int(order[column]))
+            there = nearest(left[:, column], int(order[column]))
+            result[:, column] = np.where(absent[:, column], 0.0, there)
             error = (left[:, column] - result[:, column]) / factor[column, column]
             left[:, column:stop] -= np.outer(error, factor[column, column:stop])
             errors[:, column - start] = error
