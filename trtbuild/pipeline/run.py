@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from trtbuild.backends import backend
 from trtbuild.engine import PACKED
 from trtbuild.errors import BuildError, TrustError
 from trtbuild.pipeline import recall

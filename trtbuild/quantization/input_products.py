@@ -35,8 +35,14 @@ VERSION = 1
 """Part of the key of a pruned graph; raised when moments start to be others."""
 
 _POSITIONS = 512
-"""Positions of a sample that count, evenly spaced: neighbors in an image are alike, and all of
-them would cost more than the forward pass."""
+"""Positions of a sample that count at first, drawn anew for each chunk: neighbors in an image
+are alike, and all of them would cost many times the forward pass."""
+
+_ENOUGH = 16
+"""Positions per input of a layer after which fewer of each sample will do. Every sample has the
+same weight, however many of its positions count."""
+
+_FEWER = 32
 
 _GROUP_BYTES = 512 << 20
 """Matrices that are collected in one pass over the data; more layers take more passes."""
@@ -73,13 +79,14 @@ def second_moments(
         before = seen
         for observed, count in _observed(graph, group, over):
             for layer in group:
-                rows = _rows(layer, observed[layer.data], nodes[layer.node])
+                drawn = _Drawn(number=sums[layer.node].positions, seed=seen)
+                rows = _rows(layer, observed[layer.data], nodes[layer.node], drawn)
                 if not np.isfinite(rows).all():
                     raise DataError(
                         f"calibration samples {seen} to {seen + count - 1}: {layer.data!r} has "
                         f"NaN or infinite values. Remove these samples, or correct the model"
                     )
-                sums[layer.node].add(rows)
+                sums[layer.node].add(rows, count)
             seen += count
             over.progress(seen)
         if seen == before:
@@ -87,24 +94,51 @@ def second_moments(
         yield {node: moment.mean() for node, moment in sums.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """How many positions of a sample count, and what they are drawn with.
+
+    A fixed distance between them would fall on the same column of every row.
+    """
+
+    number: int
+    seed: int
+
+    def of(self, count: int, samples: int) -> npt.NDArray[np.int64]:
+        """Return places of ``count`` rows of so many samples, all where that is few enough."""
+        wanted = self.number * samples
+        if wanted >= count:
+            return np.arange(count)
+        random = np.random.default_rng(self.seed)
+        return np.sort(random.choice(count, wanted, replace=False))
+
+
 class _Moment:
-    """A running sum of products."""
+    """A running sum of products, each sample's mean counting once."""
 
     def __init__(self) -> None:
         self._sum: Doubles | None = None
         self._rows = 0
+        self._samples = 0
 
-    def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Add the products of [positions, inputs]."""
-        products = (rows.T @ rows).astype(np.float64)
+    @property
+    def positions(self) -> int:
+        """How many positions of a sample are to count."""
+        enough = self._sum is not None and self._rows >= _ENOUGH * len(self._sum)
+        return _FEWER if enough else _POSITIONS
+
+    def add(self, rows: npt.NDArray[np.float32], samples: int) -> None:
+        """Add the products of [positions, inputs] of so many samples."""
+        products = (rows.T @ rows).astype(np.float64) * (samples / len(rows))
         self._sum = products if self._sum is None else self._sum + products
         self._rows += len(rows)
+        self._samples += samples
 
     def mean(self) -> Doubles:
         """Return the mean of all products."""
         if self._sum is None:
             raise ValueError("no rows were added")
-        return self._sum / self._rows
+        return self._sum / self._samples
 
 
 def _groups(
@@ -156,17 +190,21 @@ def _observed(
         yield {**whole, **(session.run(whole) if inner else {})}, chunks.samples(chunk)
 
 
-def _rows(layer: Prunable, data: Array, node: ir.Node) -> npt.NDArray[np.float32]:
+def _rows(
+    layer: Prunable, data: Array, node: ir.Node, drawn: _Drawn
+) -> npt.NDArray[np.float32]:
     """Return what the layer multiplies with its weight, as [positions, inputs]."""
     if node.op_type != "Conv":
         moved = np.moveaxis(data, layer.data_axis, -1)
         rows = moved.reshape(-1, moved.shape[-1])
-        step = -(-len(rows) // (_POSITIONS * chunks.CHUNK))
-        return np.ascontiguousarray(rows[::step], dtype=np.float32)
-    return _patches(data, node, _shape(layer, node)[2:])
+        chosen = drawn.of(len(rows), max(len(data), 1))
+        return np.ascontiguousarray(rows[chosen], dtype=np.float32)
+    return _patches(data, node, _shape(layer, node)[2:], drawn)
 
 
-def _patches(data: Array, node: ir.Node, kernel: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _patches(
+    data: Array, node: ir.Node, kernel: tuple[int, ...], drawn: _Drawn
+) -> npt.NDArray[np.float32]:
     """Return the patches [positions, channels and kernel] that a convolution reads.
 
     Where the padding follows from the shape (``auto_pad``) it is taken as centered: that is at
@@ -192,8 +230,6 @@ def _patches(data: Array, node: ir.Node, kernel: tuple[int, ...]) -> npt.NDArray
     spaced = windows[tuple(steps)]
     # [samples, channels, positions ..., kernel ...] to [positions, samples, channels, kernel]
     count = int(np.prod(spaced.shape[2 : 2 + rank]))
-    chosen = np.unravel_index(
-        np.arange(0, count, -(-count // _POSITIONS)), spaced.shape[2 : 2 + rank]
-    )
+    chosen = np.unravel_index(drawn.of(count, 1), spaced.shape[2 : 2 + rank])
     rows = np.moveaxis(spaced, (0, 1), (rank, rank + 1))[chosen]
     return np.ascontiguousarray(rows.reshape(-1, data.shape[1] * int(np.prod(kernel))), "f4")
