@@ -30,11 +30,11 @@ def least_squared_error(statistics: TensorStatistics, steps: float) -> float:
     """
     first = max(statistics.amax / BINS * 8, statistics.width)
     thresholds = np.linspace(first, statistics.amax, _CANDIDATES)
-    centers = 2.0 * np.arange(BINS) + 1.0  # in halves of a bin's width, so that sums are exact
+    # In halves of a bin's width, so that sums are exact.
+    centers = 2 * np.arange(BINS, dtype=np.float64) + 1
     centers[0] = 0.0
     counts = statistics.counts.astype(np.float64)
-    halves = np.asarray(thresholds / (statistics.width / 2), np.float64)
-    gains = _gains(counts, centers, halves, steps)
+    gains = _gains(counts, centers, thresholds / (statistics.width / 2), steps)
     equal = _EQUAL * float(np.sum(counts * centers**2))
     return float(thresholds[int(np.argmax(gains >= gains.max() - equal))])
 
