@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -33,6 +34,23 @@ def test_an_engine_computes_what_its_graph_computes(tmp_path: Path) -> None:
     assert [spec.name for spec in session.outputs] == [spec.name for spec in graph.outputs]
     assert record.peak_rss_bytes > 1 << 20
     assert record.seconds > 0
+
+
+def test_a_relu_before_fp8_is_computed(tmp_path: Path) -> None:
+    """ONNX Runtime's optimizer takes it away, as if FP8 had no negative numbers."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 19]>
+        relu (float[N] x) => (float[N] y) <float scale = {0.01}> {
+            zero = Constant<value = float8e4m3fn {0}>()
+            positive = Relu(x)
+            codes = QuantizeLinear(positive, scale, zero)
+            y = DequantizeLinear(codes, scale, zero)
+        }"""
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.array([-3.0, -0.5, 0.5, 3.0], np.float32)
+    (y,) = open_graph(tmp_path / "m.onnx", fused=False).run({"x": x}).values()
+    np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1 / 16)
 
 
 def test_a_quantized_network_runs_in_int8_and_says_which_nodes(tmp_path: Path) -> None:

@@ -63,7 +63,11 @@ def test_a_quantized_network_has_the_interface_and_nearly_the_values_of_its_orig
             assert models.sqnr_db(array, got[name]) > 20, (fused, name)
 
 
-@SCHEMES
+@pytest.mark.parametrize(
+    "scheme",
+    [onnxruntime.SCHEME, *tensorrt_rtx.SCHEMES.values()],
+    ids=["ort", "rtx-int8", "rtx-fp8"],
+)
 def test_the_graph_computes_what_its_nodes_say(scheme: Scheme, graph: Graph) -> None:
     """The twin: no Q/DQ fusion, so node by node and optimized agree."""
     result = networks.quantized(graph, scheme, networks.images(32))

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3
 _PROVIDERS = ["CPUExecutionProvider"]
 
+_RELU_REWRITE = "ReluQuantRewrite"
+"""Takes a Relu away before a QuantizeLinear whose codes start at 0. It takes FP8's for such
+codes (ONNX Runtime 1.32), which have a sign: negative values came through."""
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -120,10 +124,15 @@ def open_graph(path: Path, *, fused: bool) -> Session:
         message = f"{path}: no such file, so there is no graph to run"
         raise SourceError(message)
     options = _options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    disabled: list[str] = []
     if not fused:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        disabled.append(_RELU_REWRITE)
     try:
-        return _OrtSession(ort.InferenceSession(str(path), options, providers=_PROVIDERS))
+        session = ort.InferenceSession(
+            str(path), options, providers=_PROVIDERS, disabled_optimizers=disabled
+        )
+        return _OrtSession(session)
     except Exception as error:  # the binding's exceptions share no base class
         message = (
             f"{path}: ONNX Runtime {ort.__version__} cannot run the graph: "
