@@ -19,6 +19,7 @@ from trtbuild.quantization.moments import and_squares, moments_of, with_squares
 from trtbuild.quantization.quantize import placement_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.graph.models import Array
@@ -110,12 +111,14 @@ def data(technique: str, seed: int) -> Array:
     return models.normal(*shape, seed=seed)
 
 
-def moved(graph: Graph, technique: str, folder: Path) -> tuple[Graph, int]:
+def moved(
+    graph: Graph, technique: str, folder: Path, batches: Sequence[Array] = ()
+) -> tuple[Graph, int]:
     nodes = placement_of(graph, SCHEME, ()).nodes
     axes = tensors_to_measure(graph, nodes, technique)
     squares = with_squares(graph, axes, folder / "squares.onnx")
-    batches = [{"x": data(technique, seed=8)}]
-    found = channel_statistics(squares, and_squares(axes), batches, folder, lambda _: None)
+    feeds = [{"x": batch} for batch in batches or [data(technique, seed=8)]]
+    found = channel_statistics(squares, and_squares(axes), feeds, folder, lambda _: None)
     out = folder / f"{technique}.onnx"
     return migrated(graph, nodes, technique, moments_of(found, axes), out)
 
@@ -132,6 +135,20 @@ def test_a_migrated_graph_computes_the_same_up_to_rounding(
     assert result.sha256 != graph.sha256
     assert models.sqnr_db(expected, got) > 110
     onnx.checker.check_model(str(result.path), full_check=True)
+
+
+@pytest.mark.parametrize("technique", MAKE)
+def test_a_migrated_graph_does_not_depend_on_batches_or_their_order(
+    technique: str, tmp_path: Path
+) -> None:
+    graph, images = MAKE[technique](tmp_path), data(technique, seed=8)[:61]
+    mixed = np.random.default_rng(3).permutation(images)
+    cuts = [[images], np.split(images, [1, 3, 20]), [mixed], np.split(mixed, [33])]
+    found = [moved(graph, technique, tmp_path, batches) for batches in cuts]
+    assert found[0][1] >= 2
+    assert len({result.sha256 for result, _ in found}) == 1
+    other, _ = moved(graph, technique, tmp_path, [images[:30]])
+    assert other.sha256 != found[0][0].sha256
 
 
 @pytest.mark.parametrize("technique", MAKE)

@@ -136,6 +136,25 @@ def test_rounded_weights_do_not_depend_on_batches_or_their_order(tmp_path: Path)
     assert len(set(found.values())) == 1
 
 
+def test_corrected_biases_do_not_depend_on_batches_or_their_order(tmp_path: Path) -> None:
+    graph, data = networks.network(tmp_path), networks.images(29)
+    network = networks.quantized(graph, SCHEME, data)
+    axes = inputs_to_measure(graph, placement_of(graph, SCHEME, ()).nodes)
+    mixed = np.random.default_rng(3).permutation(data)
+
+    def biases(batches: list[Array]) -> Graph:
+        feeds = [{"x": batch} for batch in batches]
+        found = channel_statistics(graph, axes, feeds, tmp_path, lambda _: None)
+        means = {tensor: statistics.mean for tensor, statistics in found.items()}
+        result, count = corrected(graph, graph, network, means, tmp_path / "corrected.onnx")
+        assert count >= 6
+        return result
+
+    cuts = [[data], np.split(data, [3, 4, 20]), [mixed], np.split(mixed, [11])]
+    assert len({biases(batches).sha256 for batches in cuts}) == 1
+    assert biases([data[:20]]).sha256 != biases([data]).sha256
+
+
 LAYERS = {
     "grouped Conv": ("Conv<group = 2>(x, w, b)", (6, 4, 3, 3), (8, 9, 9), (6, 7, 7)),
     "Conv without bias": ("Conv(x, w)", (6, 8, 1, 1), (8, 9, 9), (6, 9, 9)),
