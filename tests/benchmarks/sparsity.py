@@ -1,6 +1,6 @@
 """What 2:4 sparsity costs the recipes' models: by magnitude, times input, and compensated.
 
-Usage: python tests/benchmarks/sparsity.py [RECIPE.toml ...]
+Usage: python -m tests.benchmarks.sparsity [RECIPE.toml ...]
 
 For each recipe: the metric over all evaluation data of the floating-point model, of three
 pruned ones, and of the last one in INT8 in TensorRT's form (plain max), and the SQNR of the

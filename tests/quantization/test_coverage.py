@@ -76,3 +76,8 @@ def test_an_entry_without_a_tensor_is_told_with_the_names_that_are_close(
     assert [(each.name, each.close) for each in found.missing] == [
         ("stem_output", ("stem_output_0",))
     ]
+
+
+def test_an_entry_of_its_own_goes_before_one_of_the_same_values(tmp_path: Path) -> None:
+    found = covered(tmp_path, x=1.0, b=3.0, p=5.0, q=4.0)
+    assert [each.scale for each in found.matches if each.tensor == "q"] == [4.0]
