@@ -47,13 +47,15 @@ class Context:
     """One run. ``work`` is a private folder on the store's file system, gone afterwards.
 
     ``say`` is told in a few words what begins; ``stages`` and ``findings`` collect what the
-    report will list.
+    report will list. ``budget`` is the drop of the metric that a searched policy may cost: the
+    recipe's own gate, or that of the recipe an engine was built of, which is judged by another.
     """
 
     recipe: Recipe
     store: Store
     work: Path
     say: Callable[[str], None]
+    budget: float | None = None
     stages: list[Stage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -152,7 +154,8 @@ def working(recipe: Recipe, store: Store, say: Callable[[str], None]) -> Iterato
     """
     try:
         with store.scratch() as folder:
-            yield Context(recipe=recipe, store=store, work=folder, say=say)
+            budget = recipe.gates.max_drop
+            yield Context(recipe=recipe, store=store, work=folder, say=say, budget=budget)
     except TrtbuildError as error:
         private = re.escape(str(store.top / "tmp")) + r"/[^\s:;,'\"]+"
         text = re.sub(private, recipe.name, str(error))

@@ -63,7 +63,7 @@ class Decided:
 def decide(subject: Subject) -> Decided:
     """Return the plan as the recipe's policy has it, searched for where it leaves that open."""
     context = subject.trials.context
-    quantization, max_drop = context.recipe.quantization, context.recipe.gates.max_drop
+    quantization, max_drop = context.recipe.quantization, context.budget
     if quantization.techniques not in {"auto", ()}:
         pass  # they were fitted to what is quantized
     elif quantization.policy == "auto" and max_drop is not None:
