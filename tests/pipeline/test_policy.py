@@ -121,3 +121,18 @@ def test_without_a_metric_nothing_is_searched_and_the_report_says_so(tmp_path: P
     report = trtbuild.build(recipe, store(tmp_path))
     assert report.policies == ()
     assert any("no policy was searched for" in finding.text for finding in report.findings)
+
+
+def test_fp32_in_a_policy_is_fp32_also_where_the_rest_is_fp16(tmp_path: Path) -> None:
+    """The graph says so; the builder may load such a layer's values in FP16 all the same."""
+    engines = {}
+    for word in ("fp32", "rest"):
+        (tmp_path / "policy.toml").write_text(
+            f'[policy]\ndefault = "int8"\n[policy.nodes]\n"inner" = "{word}"\n'
+        )
+        recipe = models.with_quantization(models.recipe(tmp_path), policy="policy.toml")
+        report = trtbuild.build(recipe, store(tmp_path))
+        engines[word] = report.engines[0].sha256
+        kept = [each.text for each in report.findings if "'inner' stays in FP32" in each.text]
+        assert bool(kept) == (word == "fp32")
+    assert engines["fp32"] != engines["rest"]

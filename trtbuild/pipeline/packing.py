@@ -8,7 +8,7 @@ from trtbuild.backends.scheme import WeightScheme
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError
 from trtbuild.pipeline.cast import Lowering, lowered, scanned
-from trtbuild.pipeline.keeping import kept_nodes
+from trtbuild.pipeline.keeping import assigned, kept_nodes
 from trtbuild.pipeline.network import Network
 from trtbuild.quantization import weight_only
 from trtbuild.quantization.weight_only import Packed, Unpacked
@@ -57,6 +57,7 @@ def packed(context: Context, graph: Graph, data: Data | None, scheme: WeightSche
     lowering = Lowering(
         precision=scheme.rest,
         extremes=scanned(context, graph, data, scheme.rest),
+        keep_float=assigned(context, graph).fp32,
         twin=_unpacked(context, written),
     )
     return lowered(context, written, lowering)

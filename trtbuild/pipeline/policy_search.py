@@ -65,7 +65,9 @@ def decide(subject: Subject) -> Decided:
     context = subject.trials.context
     quantization, max_drop = context.recipe.quantization, context.budget
     if quantization.techniques not in {"auto", ()}:
-        pass  # they were fitted to what is quantized
+        # They were fitted to what is quantized.
+        if quantization.policy == "auto" and max_drop is not None:
+            context.find("policy", "no policy was searched for: the recipe names techniques")
     elif quantization.policy == "auto" and max_drop is not None:
         if subject.trials.data.provider.metric is not None:
             report = found_policy(subject, max_drop)

@@ -250,7 +250,12 @@ class _Quantizing:
                 f"{len(wide)} products of quantized numbers hand out FP32, since their sums "
                 f"would overflow FP16 before they are scaled: {worst!r} {wide[worst]:.4g}",
             )
-        lowering = Lowering(precision=rest, extremes=extremes, wide=frozenset(wide))
+        lowering = Lowering(
+            precision=rest,
+            extremes=extremes,
+            keep_float=assigned(self._context, self._graph).fp32,
+            wide=frozenset(wide),
+        )
         return lowered(self._context, graph, lowering)
 
     def _naive(self, ranges: Ranges) -> dict[str, Plan]:
