@@ -79,9 +79,9 @@ class Quantization(Value, frozen=True, kw_only=True):
 
     ``provider`` is a provider's file, an ``.npz`` file or a folder of ``.npy`` files;
     ``evaluation`` names other data for the evaluation. ``keep_float`` are ONNX node names
-    (shell patterns) that stay in floating point. ``trt_cache`` is a calibration cache of
+    (or shell patterns) that stay in floating point. ``trt_cache`` is a calibration cache of
     TensorRT 4 to 10: its scales are taken as they are, the data is for tensors that it lacks.
-    ``sparsity`` makes two of four weights zero; ``keep_dense`` are nodes (shell patterns) whose
+    ``sparsity`` makes two of four weights zero; ``keep_dense`` are nodes (likewise) whose
     weights stay. ``policy`` is ``auto`` (with a gate on the metric, find what must stay in
     floating point too), ``all`` (nothing else does) or a policy file.
     ``techniques`` are applied as listed; ``auto`` tries those that are quick where ``method``

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
     from trtbuild.recipe import Recipe
 
+INNER = "inner [1]"
+"""A name as exporters write them, which is no shell pattern of itself."""
+
 BUDGET = 0.012
-"""Between what INT8 costs without ``inner`` and with it, in the unit of the metric."""
+"""Between what INT8 costs without ``INNER`` and with it, in the unit of the metric."""
 
 
 def outlier(path: Path) -> Path:
-    """Write four layers of which ``inner`` reads a channel of 300 that it does not use."""
+    """Write four layers of which ``INNER`` reads a channel of 300 that it does not use."""
     constants = models.weights(0)
     constants["b0"] = np.where(np.arange(models.CHANNELS) == 0, 300.0, 0.0).astype(np.float32)
     constants["w3"] = models.weights(3)["w1"]
@@ -33,7 +36,7 @@ def outlier(path: Path) -> Path:
     nodes = [
         helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], name="stem", pads=pads),
         helper.make_node("Relu", ["c0"], ["r0"], name="stem_relu"),
-        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], name="inner", pads=pads),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], name=INNER, pads=pads),
         helper.make_node("Relu", ["c1"], ["r1"], name="inner_relu"),
         helper.make_node("Conv", ["r1", "w3"], ["c2"], name="last", pads=pads),
         helper.make_node("Relu", ["c2"], ["r2"], name="last_relu"),
@@ -67,16 +70,16 @@ def test_the_search_keeps_the_node_that_costs_the_metric_and_no_other(
     report = trtbuild.build(recipe, store(tmp_path))
     (policy,) = report.policies
     assert (policy.source, policy.budget_met) == ("search", True)
-    assert [node.node for node in policy.kept] == ["inner"]
+    assert [node.node for node in policy.kept] == [INNER]
     assert report.passed, "the gate agrees, on other batches where there are any"
     assert report.engines[0].int8_mac_share == pytest.approx(policy.mac_share, abs=1e-4)
     assert [trial.inside for trial in policy.trials if trial.kept == 0] == [False]
     assert trtbuild.build(recipe, store(tmp_path)).full_cache_hit
 
-    named = models.with_quantization(recipe, policy="all", keep_float=("inner",))
+    named = models.with_quantization(recipe, policy="all", keep_float=(INNER,))
     same = trtbuild.build(named, store(tmp_path))
     assert same.engines[0].sha256 == report.engines[0].sha256
-    assert [(p.source, p.kept[0].node) for p in same.policies] == [("recipe", "inner")]
+    assert [(p.source, p.kept[0].node) for p in same.policies] == [("recipe", INNER)]
 
 
 def test_a_found_policy_is_a_file_that_gives_the_same_engine_without_a_search(
@@ -95,7 +98,7 @@ def test_a_found_policy_is_a_file_that_gives_the_same_engine_without_a_search(
     edited = trtbuild.build(committed, store(tmp_path))
     assert {"quantize", "build", "verify"} <= set(models.computed(edited))
     assert not {"calibrate", "sensitivity", "policy"} & set(models.computed(edited))
-    assert {node.node for node in edited.policies[0].kept} == {"inner", "head"}
+    assert {node.node for node in edited.policies[0].kept} == {INNER, "head"}
 
     path.write_text('[policy]\ndefault = "int8"\n[policy.nodes]\n"inward" = "rest"\n')
     with pytest.raises(RecipeError, match=r"policy\.toml: .*'inward'.*'?inner"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+import onnx
 import pytest
 
 import trtbuild
@@ -121,6 +122,14 @@ def test_a_layer_can_be_kept_dense_and_a_wrong_name_is_told(tmp_path: Path) -> N
         _, found = sparsified(context, graph, None)
         assert found is not None
         assert [each.node for each in found.dense] == ["stem", "inner"]
+    renamed = onnx.load(tmp_path / "model.onnx")
+    next(node for node in renamed.graph.node if node.name == "inner").name = "inner [1]"
+    onnx.save(renamed, tmp_path / "model.onnx")
+    with working(sparse(tmp_path, keep_dense=("inner [1]",)), store, quiet) as context:
+        graph = optimized(context, export_source(context, None).graph)
+        _, found = sparsified(context, graph, None)
+        assert found is not None
+        assert [each.node for each in found.dense] == ["stem", "inner [1]"]
     with working(sparse(tmp_path, keep_dense=("ine",)), store, quiet) as context:
         graph = optimized(context, export_source(context, None).graph)
         with pytest.raises(RecipeError, match=r"keep_dense 'ine' fits no node.*inner"):

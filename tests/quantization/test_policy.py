@@ -46,6 +46,14 @@ def test_a_pattern_that_fits_nothing_is_refused_with_what_is_near() -> None:
         assign(policy, NODES, COMPUTE)
 
 
+def test_a_name_with_brackets_or_a_star_is_that_node_before_it_is_a_pattern() -> None:
+    names = ("conv [1]", "conv 1", "mul*", "mul2")
+    policy = Policy(default="int8", nodes={"conv [1]": "rest", "mul*": "fp32"})
+    assert assign(policy, names, frozenset(names)).unquantized == {"conv [1]", "mul*"}
+    pattern = Policy(default="int8", nodes={"conv [12]": "rest", "mu*": "rest"})
+    assert assign(pattern, names, frozenset()).unquantized == {"conv 1", "mul*", "mul2"}
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 from typing import TYPE_CHECKING
 
 from trtbuild.errors import RecipeError
 from trtbuild.graph.model import load_model
+from trtbuild.graph.patterns import fitting
 from trtbuild.quantization.placement import weight_index
 from trtbuild.quantization.policy import (
     QUANTIZED,
@@ -99,7 +99,7 @@ def _kept(context: Context, graph: Graph) -> frozenset[str]:
     nodes = [node.name or "" for node in load_model(graph.path).graph]
     kept: set[str] = set()
     for pattern in context.recipe.quantization.keep_float:
-        found = fnmatch.filter(nodes, pattern)
+        found = fitting(nodes, pattern)
         if not found:
             close = difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.0)
             raise RecipeError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 from typing import TYPE_CHECKING
 
 from trtbuild.backends.fingerprint import version
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError, RecipeError
 from trtbuild.graph.model import load_model
+from trtbuild.graph.patterns import fitting
 from trtbuild.pipeline.source import calibration
 from trtbuild.quantization import input_products, prune
 from trtbuild.report.document import DenseNode, SparsityReport
@@ -99,7 +99,7 @@ def expect_sparse(
 def _expect_nodes(context: Context, graph: Graph) -> None:
     nodes = [node.name or "" for node in load_model(graph.path).graph]
     for pattern in context.recipe.quantization.keep_dense:
-        if not fnmatch.filter(nodes, pattern):
+        if not fitting(nodes, pattern):
             close = difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.0)
             raise RecipeError(
                 f"{context.recipe.name}: keep_dense {pattern!r} fits no node of the simplified "

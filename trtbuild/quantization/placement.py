@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+
+from trtbuild.graph.patterns import fitting_any
 
 if TYPE_CHECKING:
     from trtbuild.backends.scheme import Scheme
@@ -53,8 +54,9 @@ class Placement:
 def place(model: ir.Model, scheme: Scheme, keep_float: tuple[str, ...]) -> Placement:
     """Return what ``scheme`` quantizes in ``model``; nodes that match ``keep_float`` stay.
 
-    ``keep_float`` are shell patterns over node names. Only float32 tensors are quantized, and
-    only nodes of ``scheme.compute`` whose weight is a constant, plus the carriers between them.
+    ``keep_float`` are node names or shell patterns over them. Only float32 tensors are
+    quantized, and only nodes of ``scheme.compute`` whose weight is a constant, plus the
+    carriers between them.
     """
     return _Placer(model, scheme, keep_float).place()
 
@@ -63,7 +65,8 @@ class _Placer:
     def __init__(self, model: ir.Model, scheme: Scheme, keep_float: tuple[str, ...]) -> None:
         self._graph = model.graph
         self._scheme = scheme
-        self._keep_float = keep_float
+        names = [node.name or "" for node in model.graph]
+        self._keep_float = fitting_any(names, keep_float)
         self._nodes: dict[str, int] = {}
         self._tensors: dict[ir.Value, None] = {}
         self._linked: dict[ir.Value, ir.Value] = {}
@@ -93,8 +96,7 @@ class _Placer:
         return [*self._graph.inputs, *(v for node in self._graph for v in node.outputs)]
 
     def _kept(self, node: ir.Node) -> bool:
-        name = node.name or ""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._keep_float)
+        return (node.name or "") in self._keep_float
 
     def _add_compute(self, node: ir.Node) -> None:
         weight = weight_index(node)

@@ -7,15 +7,14 @@
     "/layers/?/outer/*" = "rest"    # a comment says what it costs
     "/layers/0/outer/MatMul" = "int8"
 
-Keys are shell patterns over ONNX node names; of several that fit a node the last one counts.
-``rest`` is the floating-point type around the quantized nodes, ``fp32`` is FP32 even where that
-is another.
+Keys are ONNX node names or shell patterns over them; of several that fit a node the last
+one counts. ``rest`` is the floating-point type around the quantized nodes, ``fp32`` is FP32
+even where that is another.
 """
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import json
 import sys
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import msgspec
 
 from trtbuild.engine import Value
 from trtbuild.errors import RecipeError
+from trtbuild.graph.patterns import fitting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,7 +43,7 @@ QUANTIZED = ("int8", "fp8")
 _FLOATS = ("rest", "fp32")
 
 _LEGEND = """\
-# Shell patterns over ONNX node names; of several that fit a node the last one counts.
+# ONNX node names, or shell patterns over them; of several that fit a node the last one counts.
 # "{word}": quantized; "rest": the floating-point type around; "fp32": FP32 whatever that is."""
 
 
@@ -126,7 +126,7 @@ def assign(policy: Policy, nodes: Iterable[str], compute: frozenset[str]) -> Ass
     names = list(nodes)
     words: dict[str, Word] = dict.fromkeys(compute, policy.default)
     for pattern, word in policy.nodes.items():
-        found = fnmatch.filter(names, pattern)
+        found = fitting(names, pattern)
         if not found:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise RecipeError(

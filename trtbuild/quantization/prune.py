@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import BuildError
 from trtbuild.graph.model import load_model, save_model
 from trtbuild.graph.passes.rewiring import new_constant
+from trtbuild.graph.patterns import fitting_any
 from trtbuild.quantization.placement import weight_index
 from trtbuild.quantization.sparsity import (
     GROUP,
@@ -87,11 +87,10 @@ class Pruned(Value, frozen=True, kw_only=True):
 def prunable(graph: Graph, keep_dense: tuple[str, ...]) -> tuple[Prunable, ...]:
     """Return the nodes of ``graph`` that :func:`prune` will change.
 
-    ``keep_dense`` are shell patterns over node names.
+    ``keep_dense`` are node names or shell patterns over them.
     """
-    nodes = load_model(graph.path).graph
-    found = (_judged(node, keep_dense) for node in nodes)
-    return tuple(each for each in found if isinstance(each, Prunable))
+    found = _all_judged(load_model(graph.path), keep_dense)
+    return tuple(each for _, each in found if isinstance(each, Prunable))
 
 
 def prune(
@@ -113,7 +112,7 @@ def prune(
     """
     model = load_model(graph.path)
     nodes = {node.name or "": node for node in model.graph}
-    found = [(node, _judged(node, keep_dense)) for node in model.graph]
+    found = _all_judged(model, keep_dense)
     layers = {each.node: each for _, each in found if isinstance(each, Prunable)}
     dense = tuple(each for _, each in found if isinstance(each, DenseLayer))
     weights = sum(_weight(node).size for node, each in found if each is not None)
@@ -136,7 +135,14 @@ def prune(
     return result, Pruned(sparse=ordered, dense=dense, weights=weights)
 
 
-def _judged(node: ir.Node, keep_dense: tuple[str, ...]) -> Prunable | DenseLayer | None:
+def _all_judged(
+    model: ir.Model, keep_dense: tuple[str, ...]
+) -> list[tuple[ir.Node, Prunable | DenseLayer | None]]:
+    kept = fitting_any([node.name or "" for node in model.graph], keep_dense)
+    return [(node, _judged(node, kept)) for node in model.graph]
+
+
+def _judged(node: ir.Node, kept: frozenset[str]) -> Prunable | DenseLayer | None:
     """Return how ``node`` can be pruned, why it cannot, or None where it is no layer."""
     index = weight_index(node)
     if node.op_type not in _OPERATORS or index is None:
@@ -146,7 +152,7 @@ def _judged(node: ir.Node, keep_dense: tuple[str, ...]) -> Prunable | DenseLayer
         return None
     array = _weight(node)
     reason = ""
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in keep_dense):
+    if name in kept:
         reason = "the recipe keeps it dense"
     elif node.attributes.get_int("group", 1) != 1:
         reason = "sparse kernels take no groups"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from typing import TYPE_CHECKING
 
 from trtbuild.quantization.policy import Policy, to_toml
@@ -24,8 +25,9 @@ def policy_text(name: str, word: Word, policies: Iterable[PolicyReport]) -> str:
     comments: dict[str, list[str]] = {}
     for policy in found:
         for node in policy.kept:
-            kept[node.node] = "rest"
-            comments.setdefault(node.node, []).append(_cost(policy.scheme, node))
+            pattern = glob.escape(node.node)
+            kept[pattern] = "rest"
+            comments.setdefault(pattern, []).append(_cost(policy.scheme, node))
     lines = [f"What of {name} stays in floating point, found by trtbuild."]
     lines += [f"{policy.scheme}: {policy.reason}" for policy in found]
     joined = {node: "; ".join(texts) for node, texts in comments.items()}
