@@ -12,7 +12,7 @@ import trtbuild
 from tests.pipeline import models
 from trtbuild.batches import Provider
 from trtbuild.engine import Manifest, ShapeRange
-from trtbuild.errors import RecipeError
+from trtbuild.errors import DataError, RecipeError
 from trtbuild.graph.model import read_graph
 from trtbuild.pipeline.source import Data, DataInfo
 from trtbuild.pipeline.verification import latency_inputs
@@ -124,6 +124,29 @@ def test_an_engine_of_several_inputs_and_outputs_runs(tmp_path: Path) -> None:
     outputs = session.run({"ids": ids, "mask": np.ones_like(ids)})
     assert list(outputs) == ["words", "text"]
     np.testing.assert_allclose(outputs["words"].mean(axis=1), outputs["text"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place", "precision"),
+    [
+        (40, "calibration samples 32 to 63: ", "int8"),
+        (79, "evaluation batch ", "int8"),
+        (79, "evaluation batch ", "fp32"),
+    ],
+)
+def test_data_on_which_the_model_fails_is_named_with_what_to_do(
+    wrong: int, place: str, precision: str, tmp_path: Path
+) -> None:
+    given = recipe(tmp_path, "onnxruntime", {"ids": IDS})
+    ids = np.arange(80 * 8).reshape(80, 8) % WORDS
+    ids[wrong, 3] = WORDS
+    np.savez(tmp_path / "data.npz", ids=ids, mask=np.ones_like(ids))
+    asked = models.with_quantization(given, precision=precision, provider="data.npz")
+    with pytest.raises(DataError) as caught:
+        trtbuild.build(asked, tmp_path / "store")
+    assert str(caught.value).startswith(place)
+    for part in ("ids int64[", "'lookup'", "out of data bounds, idx=50", "Give values"):
+        assert part in str(caught.value)
 
 
 def data_of(*batches: Batch) -> Data:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 
 from trtbuild.backends import feeds
-from trtbuild.backends.ort_session import specs_of
+from trtbuild.backends.ort_session import failures, specs_of
 from trtbuild.errors import BuildError
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class Observed:
 
         Raises:
             UsageError: an array is missing, unknown, or has another type or shape.
+            DataError: the model fails on what the arrays hold.
         """
         feeds.check(self._inputs, inputs)
         values = {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in inputs.items()}
-        outputs = self._session.run_with_ort_values(self._names, values)
+        with failures(inputs):
+            outputs = self._session.run_with_ort_values(self._names, values)
         return {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
 
 

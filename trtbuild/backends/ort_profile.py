@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
+from trtbuild.backends.ort_session import failures
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -27,6 +29,9 @@ def node_ms(
     Names are those of the engine's own nodes, as it was optimized. The profile is written into
     the folder ``work``. Measured by the runtime itself, the time of its profiling included,
     so figures are to be compared with each other only.
+
+    Raises:
+        DataError: the model fails on ``inputs``.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -35,7 +40,8 @@ def node_ms(
     options.profile_file_prefix = str(work / "profile")
     session = ort.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])
     for _ in range(_WARM_UP_CALLS + calls):
-        session.run(None, dict(inputs))
+        with failures(inputs):
+            session.run(None, dict(inputs))
     with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123  a str of its
         events = json.load(file)
     times: dict[str, list[float]] = {}

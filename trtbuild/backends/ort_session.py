@@ -5,16 +5,17 @@ The runtime half of the backend: imports NumPy and ONNX Runtime, and reads no ON
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime as ort
 
 from trtbuild.backends import feeds, processor
 from trtbuild.engine import Target, TensorSpec
-from trtbuild.errors import BuildError, SourceError, TrustError
+from trtbuild.errors import BuildError, DataError, SourceError, TrustError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -71,10 +72,33 @@ class _OrtSession:
 
         Raises:
             UsageError: an array is missing, unknown, or has another type or shape.
+            DataError: the model fails on what the arrays hold.
         """
         feeds.check(self._inputs, inputs)
         names = [spec.name for spec in self._outputs]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        with failures(inputs):
+            outputs = self._session.run(names, dict(inputs))
+        return dict(zip(names, outputs, strict=True))
+
+
+@contextmanager
+def failures(inputs: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
+    """Say on which ``inputs`` a run fails, in ONNX Runtime's words.
+
+    Raises:
+        DataError: the run inside fails.
+    """
+    try:
+        yield
+    except Exception as error:  # the binding's exceptions share no base class
+        given = ", ".join(f"{n} {a.dtype.name}{list(a.shape)}" for n, a in inputs.items())
+        message = (
+            f"ONNX Runtime {ort.__version__} fails while it runs the model on {given}: "
+            f"{' '.join(str(error).split())}. Give values that the model takes (no index "
+            f"beyond a table, no sizes that do not go together), or fewer at once if memory "
+            f"is short"
+        )
+        raise DataError(message) from error
 
 
 def cannot_run(target: Target) -> str:

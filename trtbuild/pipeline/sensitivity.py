@@ -23,7 +23,7 @@ from trtbuild.quantization.sensitivity import (
     attribute,
     default_runs,
 )
-from trtbuild.verification.accuracy import feed
+from trtbuild.verification.accuracy import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,7 +155,7 @@ def local_noise(trials: Trials, plan: Plan) -> dict[str, float]:
         session = open_graph(quantized.path, fused=False)
         sums = dict.fromkeys((spec.name for spec in session.outputs), 0.0)
         for number, batch in enumerate(held_out(trials.data, trials.reference)):
-            for name, value in session.run(feed(session, batch, number)).items():
+            for name, value in outputs_of(session, batch, number).items():
                 sums[name] += float(value)
     return {name: _ratio(sums[name + NOISE], sums[name + SIGNAL]) for name in plan.compute}
 

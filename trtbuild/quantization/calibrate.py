@@ -15,7 +15,7 @@ from trtbuild.quantization.observer import NotFiniteError, Observers
 from trtbuild.quantization.progress import Progress, load_progress, save_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from trtbuild.batches import Array, Batch
@@ -72,8 +72,8 @@ def calibrate(
     again, and those that were counted are skipped.
 
     Raises:
-        DataError: there is no data, or a tensor gets NaN or infinite values; the message names
-            the tensor and the samples.
+        DataError: there is no data, the graph fails on it, or a tensor gets NaN or infinite
+            values; the message names the tensor and the samples.
         UsageError: the memory is not enough for one tensor at a time.
     """
     done = load_progress(how.checkpoint.load()) if how.checkpoint else Progress()
@@ -88,8 +88,9 @@ def calibrate(
             continue
         if how.memory_mib is not None and number == done.chunks:
             short = chunks.is_short(chunk, size)
-            forward.limit(chunks.filled(chunk, size) if short else chunk, how.memory_mib)
-        for arrays in forward.run(chunk, size):
+            with chunks.located(seen - count, count):
+                forward.limit(chunks.filled(chunk, size) if short else chunk, how.memory_mib)
+        for arrays in _run(forward, chunk, size, seen - count):
             wanted = {name: array for name, array in arrays.items() if name in tensors}
             if how.infinities == "leave out":
                 wanted = {name: _finite(array) for name, array in wanted.items()}
@@ -104,6 +105,11 @@ def calibrate(
         raise DataError("the calibration data is empty: expected at least one sample")
     found = observers.statistics()
     return {name: found[name] for name in tensors if name in found}
+
+
+def _run(forward: Forward, chunk: Batch, size: int, first: int) -> Iterator[dict[str, Array]]:
+    with chunks.located(first, chunks.samples(chunk)):
+        yield from forward.run(chunk, size)
 
 
 def _finite(array: Array) -> Array:

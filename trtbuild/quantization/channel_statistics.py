@@ -68,7 +68,9 @@ def channel_statistics(
     sums: dict[str, _Sum] = {}
     for chunk in chunks.chunked(batches, graph, size):
         count = chunks.samples(chunk)
-        for tensor, rows in _rows(session, names, chunk, size).items():
+        with chunks.located(seen, count):
+            found = _rows(session, names, chunk, size)
+        for tensor, rows in found.items():
             if not (np.isfinite(rows.mean).all() and np.isfinite(rows.amax).all()):
                 raise DataError(
                     f"calibration samples {seen} to {seen + count - 1}: {tensor!r} has NaN or "

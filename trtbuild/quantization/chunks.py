@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtbuild.batches import rechunk, rechunk_by
+from trtbuild.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,6 +56,21 @@ def is_short(chunk: Mapping[str, Array], size: int) -> bool:
     """Return whether a chunk has samples, and fewer than ``size``."""
     lengths = {array.shape[:1] for array in chunk.values()}
     return len(lengths) == 1 and lengths != {()} and samples(chunk) < size
+
+
+@contextmanager
+def located(first: int, count: int) -> Iterator[None]:
+    """Name the ``count`` calibration samples from number ``first`` on where they are wrong.
+
+    Raises:
+        DataError: the one that was raised inside, with the samples before it.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"calibration samples {first} to {first + count - 1}: {error}"
+        ) from error
 
 
 def filled(chunk: Mapping[str, Array], size: int) -> dict[str, Array]:

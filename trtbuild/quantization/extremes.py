@@ -36,8 +36,8 @@ def extremes(
     number of samples seen so far.
 
     Raises:
-        DataError: there is no data, or a tensor gets a NaN; the message names the tensor and
-            the samples.
+        DataError: there is no data, the graph fails on it, or a tensor gets a NaN; the
+            message names the tensor and the samples.
     """
     reduced, names = with_extremes(graph, tensors, work / "extremes.onnx")
     session = open_graph(reduced.path, fused=True)
@@ -47,7 +47,8 @@ def extremes(
         count = chunks.samples(chunk)
         # Copies of a sample change no extreme.
         short = chunks.is_short(chunk, size)
-        outputs = session.run(chunks.filled(chunk, size) if short else chunk)
+        with chunks.located(seen, count):
+            outputs = session.run(chunks.filled(chunk, size) if short else chunk)
         for tensor, name in names.items():
             if math.isnan(outputs[name.total].item()):
                 raise DataError(

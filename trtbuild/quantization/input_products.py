@@ -182,12 +182,16 @@ def _observed(
         with_outputs(graph, inner, over.work / "moments.onnx").path, fused=True
     )
     fixed = chunks.fixed_size(graph)
-    size = chunks.CHUNK if fixed is None else fixed
+    size, seen = chunks.CHUNK if fixed is None else fixed, 0
     for chunk in chunks.chunked(over.batches(), graph, size):
         whole = dict(chunk)
         if fixed and chunks.is_short(chunk, size):
             whole = chunks.filled(chunk, size)
-        yield {**whole, **(session.run(whole) if inner else {})}, chunks.samples(chunk)
+        count = chunks.samples(chunk)
+        with chunks.located(seen, count):
+            found = session.run(whole) if inner else {}
+        yield {**whole, **found}, count
+        seen += count
 
 
 def _rows(

@@ -186,11 +186,13 @@ def _activations(
     inner = tuple(name for name in tensors if name not in given)
     session = open_graph(with_outputs(graph, inner, work / "inputs.onnx").path, fused=True)
     fixed = chunks.fixed_size(graph)
-    size = chunks.CHUNK if fixed is None else fixed
+    size, seen = chunks.CHUNK if fixed is None else fixed, 0
     for chunk in chunks.chunked(batches, graph, size):
         short = chunks.is_short(chunk, size)
         full = chunks.filled(chunk, size) if short else chunk
         count = chunks.samples(chunk)
-        found = session.run(full) if inner else {}
+        with chunks.located(seen, count):
+            found = session.run(full) if inner else {}
+        seen += count
         arrays = {**full, **found}
         yield {name: arrays[name][:count] if short else arrays[name] for name in tensors}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trtbuild.errors import BuildError, DataError
+from trtbuild.errors import BuildError, DataError, TrtbuildError
 from trtbuild.verification.results import TensorErrors
 
 if TYPE_CHECKING:
@@ -76,14 +76,13 @@ def compare(
     reference_scores: list[Scores] = []
     samples = 0
     for number, batch in enumerate(batches):
-        inputs = feed(reference, batch, number)
-        expected = reference.run(inputs)
+        expected = outputs_of(reference, batch, number)
         reference_scores.append(_reference_scores(metric, expected, batch, number))
         for run in runs.values():
             run.add(expected, batch, number)
             if metric is not None:
                 run.score(metric, batch, number, reference_scores[-1])
-        samples += _first_axis(inputs)
+        samples += _first_axis(feed(reference, batch, number))
     _expect_content(reference_scores, metric)
     return Comparison(
         batches=len(reference_scores),
@@ -109,6 +108,28 @@ def feed(session: Session, batch: Batch, number: int) -> dict[str, Array]:
         )
         raise DataError(message)
     return {spec.name: batch[spec.name] for spec in session.inputs}
+
+
+def outputs_of(session: Session, batch: Batch, number: int) -> dict[str, Array]:
+    """Return what ``session`` computes for ``batch``.
+
+    Raises:
+        DataError: an input is missing, or the model fails on the batch; ``number`` is what the
+            message calls it.
+    """
+    inputs = feed(session, batch, number)
+    try:
+        return session.run(inputs)
+    except DataError as error:
+        raise DataError(f"evaluation batch {number}: {error}") from error
+    except TrtbuildError:
+        raise
+    except Exception as error:  # a framework raises what it likes
+        message = (
+            f"evaluation batch {number}: the model fails: {type(error).__name__}: {error}. "
+            f"Give values that the model takes"
+        )
+        raise DataError(message) from error
 
 
 def _first_axis(inputs: Mapping[str, Array]) -> int:
@@ -141,7 +162,7 @@ class _Run:
 
     def add(self, expected: Outputs, batch: Batch, number: int) -> None:
         """Run one batch and add its differences."""
-        got = self._last = self._session.run(feed(self._session, batch, number))
+        got = self._last = outputs_of(self._session, batch, number)
         before = sum(sums.nonfinite for sums in self._sums.values())
         for name, sums in self._sums.items():
             self._expect_like(expected[name], name, number)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from polygraphy.comparator import IterationResult, RunResults
 
-from trtbuild.verification.accuracy import feed
+from trtbuild.verification.accuracy import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,13 +24,12 @@ def save_outputs(sessions: Mapping[str, Session], batch: Batch, path: Path) -> N
     shows it, ``polygraphy run --load-outputs`` compares other runtimes with it.
 
     Raises:
-        DataError: the batch lacks an input of a session.
+        DataError: the batch lacks an input of a session, or a session fails on it.
     """
     results = RunResults()
     for name, session in sessions.items():
-        inputs = feed(session, batch, 0)
         started = time.perf_counter()
-        outputs = session.run(inputs)
+        outputs = outputs_of(session, batch, 0)
         seconds = time.perf_counter() - started
         results[name] = [IterationResult(outputs, runtime=seconds, runner_name=name)]
     results.save(str(path))
