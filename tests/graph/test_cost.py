@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.graph import models
 from tests.quantization import networks
 from trtbuild.backends import tensorrt_rtx
@@ -43,6 +45,27 @@ def test_products_are_counted_by_hand(tmp_path: Path) -> None:
         "MatMul_4": 6 * 3 * 10,
     }
     assert set(count_macs(graph, batch(size + 1))) == {"Conv_0", "ConvTranspose_1"}
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_every_gate_of_a_recurrent_node_counts_in_every_step_and_direction(
+    operator: str, gates: int, layout: int, tmp_path: Path
+) -> None:
+    steps, size, inputs, hidden = 7, 3, 4, 8
+    text = f"""g (float[T, N, {inputs}] x) => (float s) {{
+        , s = {operator}<hidden_size = {hidden}, direction = "bidirectional",
+            layout = {layout}>(x, w, r)
+    }}"""
+    weights = {
+        "w": models.normal(2, gates * hidden, inputs),
+        "r": models.normal(2, gates * hidden, hidden),
+    }
+    graph = models.write(tmp_path / "m.onnx", text, weights)
+    shape = (steps, size, inputs)
+    profile = (ShapeRange(input="x", min=shape, opt=shape, max=shape),)
+    (count,) = count_macs(graph, profile).values()
+    assert count == 2 * steps * size * gates * hidden * (inputs + hidden)
 
 
 def test_pairs_change_no_count_and_are_told_apart(tmp_path: Path) -> None:

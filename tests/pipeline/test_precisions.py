@@ -109,3 +109,36 @@ def test_every_convolution_of_squeezenet_runs_in_int8(tmp_path: Path) -> None:
     layers = record.read(Manifest).layers.layers
     assert sum(layer.compute for layer in layers) == 26
     assert engine.fused_layers > 0
+
+
+def test_a_recurrent_layer_counts_among_what_int8_does_not_compute(tmp_path: Path) -> None:
+    steps, inputs, hidden, classes = 8, 16, 32, 12
+    random = np.random.default_rng(0)
+    shapes = {
+        "w": (1, 4 * hidden, inputs),
+        "r": (1, 4 * hidden, hidden),
+        "head": (hidden, classes),
+    }
+    constants: dict[str, models.Array] = {
+        name: (random.standard_normal(shape) / 4).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="steps", perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "w", "r"], ["", "h"], name="lstm", hidden_size=hidden),
+        helper.make_node("Squeeze", ["h", "axis"], ["last"], name="last"),
+        helper.make_node("MatMul", ["last", "head"], ["y"], name="head"),
+    ]
+    constants["axis"] = np.array([0], np.int64)
+    x = models.floats("x", "batch", steps, inputs)
+    y = models.floats("y", "batch", classes)
+    models.save(tmp_path / "model.onnx", nodes, constants, [x], [y])
+    data = random.standard_normal((40, steps, inputs)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=data)
+    (engine,) = trtbuild.build(
+        models.recipe(tmp_path, "onnxruntime"), tmp_path / "store"
+    ).engines
+    assert engine.precision_achieved == {"fp32": 1, "int8": 1}
+    product, recurrent = hidden * classes, steps * 4 * hidden * (inputs + hidden)
+    assert engine.int8_mac_share == pytest.approx(product / (product + recurrent), abs=1e-5)
+    assert sum(engine.mac_share.values()) == pytest.approx(1, abs=1e-5)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from trtbuild.engine import ShapeRange
     from trtbuild.graph import Graph
 
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_RECURRENT = ("GRU", "LSTM", "RNN")
+
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul", *_RECURRENT)
 """Operators that multiply and accumulate; what :func:`count_macs` counts."""
 
 
@@ -66,6 +68,8 @@ def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def _macs(node: onnx.NodeProto, known: dict[str, tuple[int, ...]]) -> int | None:
     if node.op_type not in COMPUTE:
         return None
+    if node.op_type in _RECURRENT:
+        return _recurrent(node, known)
     names = (node.input[0], node.input[1], node.output[0])
     if any(name not in known for name in names):
         return None
@@ -77,3 +81,16 @@ def _macs(node: onnx.NodeProto, known: dict[str, tuple[int, ...]]) -> int | None
     attributes = {a.name: a.i for a in node.attribute}
     inner = data[-2] if node.op_type == "Gemm" and attributes.get("transA") else data[-1]
     return math.prod(result) * inner
+
+
+def _recurrent(node: onnx.NodeProto, known: dict[str, tuple[int, ...]]) -> int | None:
+    """Count the products of data and state with their weights, in every step.
+
+    Data is [steps, batch, inputs] or, by ``layout``, [batch, steps, inputs]; the weights of the
+    gates are [directions, gates * hidden, inputs] and [directions, gates * hidden, hidden].
+    """
+    shapes = [known.get(name) for name in node.input[:3]]
+    data, *weights = (shape for shape in shapes if shape is not None)
+    if len(weights) < 2:  # noqa: PLR2004  those of the data and of the state
+        return None
+    return math.prod(data[:2]) * sum(math.prod(weight) for weight in weights)
