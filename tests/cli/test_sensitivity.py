@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,21 @@ def test_a_limit_writes_a_policy_and_the_picture_of_the_front_never_changes(run:
     assert Path("p/front.svg").read_bytes() == first
 
     kept = ("--keep", "1", "--out", "one.toml")
-    assert run("sensitivity", "model.onnx", *options, *kept).code == 0
+    done = run("sensitivity", "model.onnx", *options, *kept)
+    assert done.code == 0
     assert len(load_policy(Path("one.toml")).nodes) == 1
+    assert "NaN" not in done.out, "no metric is no bad metric"
+    assert " units of" not in done.out
+
+
+def test_a_limit_that_no_policy_reaches_fails_and_writes_nothing(run: Run) -> None:
+    limit = ("--min-sqnr", "200", "--out", "policy.toml")
+    done = run("sensitivity", "model.onnx", *DATA, "--backend", "onnxruntime", *limit)
+    assert done.code == 5
+    assert "no policy reaches 200 dB" in done.message
+    assert re.search(r"best that was tried has \d\d\.\d dB, with 2 of 3 nodes", done.message)
+    assert "Policies that were tried" in done.out
+    assert not Path("policy.toml").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +97,9 @@ def test_a_limit_writes_a_policy_and_the_picture_of_the_front_never_changes(run:
         ((*DATA, "--keep", "1", "--min-sqnr", "20"), "each decides alone"),
         ((*DATA, "--max-drop", "0.1"), "no metric"),
         ((*DATA, "--plot", "front.pdf"), ".svg or .png"),
+        ((*DATA, "--precision", "fp16"), "to int8 or fp8"),
+        ((*DATA, "--precision", "int4"), "to int8 or fp8"),
+        ((*DATA, "--keep", "3"), "has 3 nodes that can be quantized"),
     ],
 )
 def test_a_call_that_cannot_work_is_refused(

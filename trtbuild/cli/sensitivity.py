@@ -14,7 +14,6 @@ from trtbuild.cli.engine import (
     EvaluationOption,
     KeepFloatOption,
     MethodOption,
-    PrecisionOption,
     ShapeOption,
     SourceArgument,
 )
@@ -23,7 +22,17 @@ from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
 if TYPE_CHECKING:
     from trtbuild.cli.request import Arguments
     from trtbuild.recipe import Recipe
+    from trtbuild.report.document import PolicyReport
     from trtbuild.report.sensitivities import SensitivityReport
+
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="int8|fp8",
+        help="What nodes are quantized to; int8 where the recipe quantizes to neither.",
+    ),
+]
 
 
 def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
@@ -61,6 +70,7 @@ def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
     """Measure what quantizing each node costs and saves; write a policy, draw the front."""
     from trtbuild.cli.output import prepare, print_json, speaker, writing
     from trtbuild.cli.request import Arguments
+    from trtbuild.errors import GateError
     from trtbuild.pipeline.examine import Wanted, examine
     from trtbuild.pipeline.partial import Part
     from trtbuild.report.sensitivities import sensitivity_sections
@@ -85,7 +95,8 @@ def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
     )
     part = Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet))
     report = examine(part, wanted)
-    if out is not None:
+    met = report.policy is None or report.policy.budget_met
+    if out is not None and met:
         with writing(out, "--out"):
             out.write_text(_policy_text(recipe, report), encoding="utf-8")
     if plot is not None:
@@ -95,19 +106,28 @@ def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
             draw_front(report, plot)
     if as_json:
         print_json(report)
-        return
-    for section in sensitivity_sections(report):
-        print_section(section, sys.stdout)
-        typer.echo()
+    else:
+        for section in sensitivity_sections(report):
+            print_section(section, sys.stdout)
+            typer.echo()
+    if report.policy is not None and not met:
+        raise GateError(_unmet(report.policy, out))
 
 
 def _quantized(source: str, arguments: Arguments) -> Recipe:
-    """Return the recipe; one that quantizes nothing is looked at as INT8."""
+    """Return the recipe; one that quantizes no activations is looked at as INT8."""
     import msgspec
 
     from trtbuild.cli.request import recipe_of
+    from trtbuild.errors import UsageError
     from trtbuild.quantization.policy import QUANTIZED
 
+    asked = arguments.precision
+    if asked is not None and asked not in QUANTIZED:
+        raise UsageError(
+            f"--precision {asked}: sensitivity measures the quantization to "
+            f"{' or '.join(QUANTIZED)}, node by node: give one of them"
+        )
     recipe = recipe_of(source, arguments)
     if recipe.quantization.precision in QUANTIZED:
         return recipe
@@ -151,6 +171,16 @@ def _prepare_plot(plot: Path | None) -> None:
         raise MissingBackendError(
             "--plot needs matplotlib, which is not installed here: pip install 'trtbuild[plot]'"
         )
+
+
+def _unmet(policy: PolicyReport, out: Path | None) -> str:
+    drops = [trial.drop.value for trial in policy.trials if trial.drop is not None]
+    least = f" The least drop of all tried is {min(drops):+.4f}." if drops else ""
+    unwritten = "" if out is None else f" {out} is not written."
+    return (
+        f"{policy.reason}.{least}{unwritten} Give a limit that can be met, or more varied "
+        f"calibration data"
+    )
 
 
 def _policy_text(recipe: Recipe, report: SensitivityReport) -> str:

@@ -87,6 +87,7 @@ class _Examination:
         graph = optimized(self._context, source.graph)
         scheme = scheme_of(self._context.recipe, self._planned.target.backend)
         subject = subject_of(self._context, graph, self._data, scheme)
+        _expect_some_left(self._wanted.keep, len(subject.plan.compute))
         costs = sensitivity(subject, self._wanted.runs)
         order = ranked(subject, costs)
         search = Search(subject=subject, inside=lambda _: True)
@@ -150,6 +151,14 @@ class _Examination:
         )
 
 
+def _expect_some_left(keep: int | None, nodes: int) -> None:
+    if keep is not None and keep >= nodes:
+        raise UsageError(
+            f"--keep {keep}: the network has {nodes} nodes that can be quantized, and one at "
+            f"least must be: give at most {nodes - 1}"
+        )
+
+
 def _least(
     subject: Subject, costs: Sensitivity, order: tuple[str, ...], decibels: float
 ) -> PolicyReport:
@@ -168,7 +177,12 @@ def _least(
         best = min(
             (frozenset(), frozenset(order[:-1])), key=lambda k: search.effect(k).worst_noise
         )
-        reason = f"no policy reaches {decibels:g} dB, not even one node in 8 bits"
+        most = sqnr_db(search.effect(best).worst_noise)
+        found = "no noise" if most is None else f"{most:.1f} dB"
+        reason = (
+            f"no policy reaches {decibels:g} dB, not even one node in 8 bits: the best that "
+            f"was tried has {found}, with {len(best)} of {len(order)} nodes in floating point"
+        )
         return search.report(costs, best, reason, units)
     kept = search.given_back(kept, costs)
     return search.report(costs, kept, f"the SQNR is at least {decibels:g} dB", units)

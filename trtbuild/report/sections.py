@@ -197,15 +197,15 @@ def tried_section(policies: Sequence[PolicyReport]) -> Section:
             str(trial.kept),
             f"{100 * trial.mac_share:.1f} %",
             _optional(trial.sqnr_db, ".1f"),
-            *_drop_cells(trial.drop),
+            *(_drop_cells(trial.drop) if policy.units else (_NOTHING, _NOTHING)),
             "inside" if trial.inside else "outside",
         )
         for policy in policies
         for trial in policy.trials
     )
     notes = (
-        f"{policy.units} units of the batches that choose; {policy.runs} groups of nodes "
-        f"were measured"
+        (f"{policy.units} units of the batches that choose; " if policy.units else "")
+        + f"{policy.runs} groups of nodes were measured"
         for policy in policies
         if policy.runs
     )
