@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 _FRAMEWORKS = ("torch", "sklearn", "skimage", "tokenizers")
 _MISSING = [name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None]
 _MODULE_MARK = "pytestmark = pytest.mark.frameworks"
+
+# A shell ignores SIGINT in background jobs; processes that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a busy machine is not a failure. The same examples in every run: a red build
 # must be red for everyone.

@@ -70,14 +70,11 @@ def test_an_interrupted_night_leaves_no_child(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     waits = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     (tmp_path / "provider.py").write_text(PROVIDER.replace("return _batches(1)", waits))
-    # A shell starts background jobs with SIGINT ignored, which children would inherit.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     night = subprocess.Popen(
         [sys.executable, "-m", "trtbuild", "nightly", str(folder)],
         stderr=subprocess.PIPE,
         text=True,
     )
-    signal.signal(signal.SIGINT, before)
     while not pid.exists() or not pid.read_text():
         assert night.poll() is None
         time.sleep(0.05)

@@ -140,7 +140,7 @@ def _new_local_modules(before: frozenset[str]) -> dict[str, ModuleType]:
     """
     return {
         name: module
-        for name, module in list(sys.modules.items())
+        for name, module in sys.modules.copy().items()  # other threads import, too
         if name not in before and is_local_file(getattr(module, "__file__", None))
     }
 
@@ -220,7 +220,7 @@ def _safetensors_recorded() -> Iterator[None]:
 
 
 def _replace(old: object, new: object) -> None:
-    for module in list(sys.modules.values()):
+    for module in sys.modules.copy().values():
         names = getattr(module, "__dict__", {})
         if names.get("safe_open") is old:
             names["safe_open"] = new

@@ -230,7 +230,7 @@ def _is_local(file: object, folder: Path) -> bool:
 
 def _remember_local(before: frozenset[str], folder: Path) -> None:
     home = folder.resolve()
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         file = getattr(module, "__file__", None)
         if name not in before and _is_local(file, home):
             _local[name] = (home, str(file), file_digest(str(file)))
