@@ -8,7 +8,16 @@ import pytest
 
 from trtbuild.engine import ShapeRange
 from trtbuild.errors import RecipeError
-from trtbuild.recipe import Build, Gates, Profile, Quantization, Recipe, Source, load_recipe
+from trtbuild.recipe import (
+    Build,
+    Gates,
+    Profile,
+    Quantization,
+    Recipe,
+    Source,
+    load_recipe,
+    profile_table,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,3 +165,11 @@ def test_a_typing_mistake_is_told_what_could_stand_there(
     path.write_text(f'[source]\nonnx = "m.onnx"\n{text}\n')
     with pytest.raises(RecipeError, match=expected):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["images", "in put", 'a"b', "größe", "x.1"])
+def test_the_header_of_a_profile_reads_back_as_its_input(name: str, tmp_path: Path) -> None:
+    table = f"{profile_table(name)}\nmin = [1]\nopt = [2]\nmax = [4]\n"
+    path = tmp_path / "r.toml"
+    path.write_text(f'[source]\nonnx = "a.onnx"\n{table}')
+    assert list(load_recipe(path).build.profiles) == [name]

@@ -7,6 +7,8 @@ key. Behind :func:`load_recipe` nobody checks again.
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -145,6 +147,12 @@ class Quantization(Value, frozen=True, kw_only=True):
         if self.keep_dense and self.sparsity is None:
             message = "keep_dense is for a model that is made sparse: set sparsity = '2:4' too"
             raise ValueError(message)
+
+
+def profile_table(name: str) -> str:
+    """Return the header of an input's profile in a recipe, the name quoted where TOML asks."""
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    return f"[build.profiles.{name if bare else json.dumps(name, ensure_ascii=False)}]"
 
 
 class Profile(Value, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from trtbuild.backends.job import BuildRequest
 from trtbuild.engine import EngineKey, Manifest, ShapeRange
 from trtbuild.errors import RecipeError
 from trtbuild.graph.cost import count_macs, quantizer_names
-from trtbuild.recipe import recipe_json
+from trtbuild.recipe import profile_table, recipe_json
 from trtbuild.store import make_record, put_plan
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def profile_of(context: Context, graph: Graph) -> tuple[ShapeRange, ...]:
             shape = ", ".join(str(size) for size in spec.shape)
             raise RecipeError(
                 f"{context.recipe.name}: input {spec.name!r} has the open shape [{shape}]: "
-                f"give --shape {spec.name}:MIN,OPT,MAX or [build.profiles.{spec.name}]"
+                f"give --shape {spec.name}:MIN,OPT,MAX or {profile_table(spec.name)}"
             )
         elif any(is_open):
             rest = tuple(size for size in spec.shape[1:] if isinstance(size, int))

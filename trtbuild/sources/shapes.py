@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.errors import ExportError, RecipeError
+from trtbuild.recipe import profile_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +51,7 @@ def check_names(profiles: tuple[ShapeRange, ...], names: Iterable[str]) -> None:
     for profile in profiles:
         if profile.input not in known:
             raise RecipeError(
-                f"[build.profiles.{profile.input}]: the model has no input of this name, "
+                f"{profile_table(profile.input)}: the model has no input of this name, "
                 f"expected one of {', '.join(known)}"
             )
 
@@ -68,7 +69,7 @@ def check_dims(inputs: tuple[TensorSpec, ...], profiles: tuple[ShapeRange, ...])
         shape = specs[profile.input].shape
         if len(shape) != len(profile.min):
             raise RecipeError(
-                f"[build.profiles.{profile.input}]: has {len(profile.min)} axes, but the "
+                f"{profile_table(profile.input)}: has {len(profile.min)} axes, but the "
                 f"model's input is {list(shape)}"
             )
         for axis, size in enumerate(shape):
@@ -93,12 +94,12 @@ def check_exported(inputs: tuple[TensorSpec, ...], axes: Mapping[str, tuple[int,
                 raise ExportError(
                     f"input {spec.name!r}: axis {axis} should vary, but the exporter fixed it "
                     f"at {spec.shape[axis]}. Make the model independent of that size, or fix "
-                    f"the axis: min = opt = max in [build.profiles.{spec.name}]"
+                    f"the axis: min = opt = max in {profile_table(spec.name)}"
                 )
 
 
 def _check_example(profile: ShapeRange, shape: tuple[int, ...]) -> None:
-    where = f"[build.profiles.{profile.input}]"
+    where = f"{profile_table(profile.input)}"
     if len(shape) != len(profile.min):
         raise RecipeError(
             f"{where}: has {len(profile.min)} axes, but the data has the shape {list(shape)}"

@@ -13,6 +13,7 @@ import torch
 
 from trtbuild.errors import ExportError
 from trtbuild.graph.model import save_model
+from trtbuild.recipe import profile_table
 from trtbuild.sources.torch_names import rename_axes, rename_values
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def export_error(label: str, error: Exception) -> ExportError:
         return ExportError(
             f"{label}: input {name!r}: axis {axis} should vary, but the model's code fixes it "
             f"at {size} (an if, an index or a reshape that depends on the size). Make the code "
-            f"independent of it, or fix the axis: min = opt = max in [build.profiles.{name}]"
+            f"independent of it, or fix the axis: min = opt = max in {profile_table(name)}"
         )
     return ExportError(
         f"{label}: PyTorch cannot export the model: {text}\n"

@@ -184,13 +184,13 @@ def _accuracy_advice(precision: str) -> tuple[str, ...]:
     if precision in PACKED:
         return (
             "smaller blocks (block_size), or int4 in place of mxfp4",
-            "keep the most sensitive nodes in floating point (keep_float)",
+            "keep in floating point (keep_float) what trtbuild sensitivity puts first",
             "precision fp8 or int8, which have 8 bits",
         )
     if precision in {"int8", "fp8"}:
         return (
             "method = 'auto', or another method of the calibration table",
-            "keep the most sensitive nodes in floating point (keep_float)",
+            "keep in floating point (keep_float) what trtbuild sensitivity puts first",
             "more, and more varied, calibration data",
             "precision fp16",
         )
