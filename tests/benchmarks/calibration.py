@@ -5,10 +5,11 @@
 Three workloads: ResNet-50 (the onnx package's graph, He-initialized weights; 64 smooth images
 of 224 x 224), MiniLM (real weights, 64 rows of 128 real tokens), a digits CNN (512 images).
 Each figure comes from a fresh process, imports not timed; tasks take turns, and every ratio is
-of two processes of one round, so that a busy machine slows both. The forward pass runs in a
-default session of ONNX Runtime, without its load; chunks of 8, 8 and 32 as the calibrators of
-ONNX Runtime get them. Those begin with the graph that trtbuild simplified, our own job with
-the exported one. Memory is the high-water mark of the process, imports included.
+of two processes of one round, so that a busy machine slows both. "In turns" observed and plain
+forward passes alternate in one process. The forward pass runs in a default session of ONNX
+Runtime, without its load; chunks of 8, 8 and 32 as the calibrators of ONNX Runtime get them.
+Those begin with the graph that trtbuild simplified, our own job with the exported one. Memory
+is the high-water mark of the process, imports included.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ from tests.graph import light
 from trtbuild.backends import tensorrt_rtx
 from trtbuild.backends.memory import peak_rss_bytes
 from trtbuild.backends.ort_session import open_graph
+from trtbuild.batches import rechunk
 from trtbuild.graph.model import read_graph
 from trtbuild.graph.optimize import optimize
 from trtbuild.quantization.calibrate import Collection, calibrate
+from trtbuild.quantization.forward import Forward
+from trtbuild.quantization.observer import Observers
 from trtbuild.quantization.quantize import placement_of, quantize
 from trtbuild.quantization.thresholds import thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.graph.models import Array
     from trtbuild.batches import Batch
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
 CHUNKS = {"resnet50": 8, "minilm": 8, "digits": 32}
 SAMPLES = {"resnet50": 64, "minilm": 64, "digits": 512}
 LONG = 1024
+TURN = 16
+TURNS = 3
 TOKENS = 128
 METHODS = {
     "ort minmax": CalibrationMethod.MinMax,
@@ -184,6 +190,44 @@ def job(folder: Path, samples: int, size: int) -> float:
     return time.perf_counter() - started
 
 
+def turns(folder: Path, samples: int, size: int) -> float:
+    """Print ratios of observed to plain forward passes that take turns in one process.
+
+    Of wall and of processor time; the latter says more where others use the processors.
+    """
+    graph = read_graph(folder / "optimized.onnx")
+    tensors = placement_of(graph, tensorrt_rtx.SCHEME, ()).observed
+    plain = open_graph(graph.path, fused=True)
+    batches = list(batches_of(folder, samples, TURN))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        observed, observers = Forward(graph, tensors, Path(work)), Observers({})
+        chunk = observed.chunk_size(batches[0])
+
+        def without(batch: Batch) -> None:
+            for part in rechunk([batch], batch, size):
+                plain.run(part)
+
+        def with_observation(batch: Batch) -> None:
+            for part in rechunk([batch], batch, chunk):
+                for arrays in observed.run(part, chunk):
+                    observers.update({n: a for n, a in arrays.items() if n in tensors})
+
+        rows = [
+            (_timed(without, batch), _timed(with_observation, batch))
+            for batch in (batches[0], *batches * TURNS)
+        ]
+    for index, what in enumerate(("wall", "processor")):
+        ratios = [ours[index] / base[index] for base, ours in rows[1:]]  # the first opens
+        print(f"{what} x {spread(ratios)}")
+    return 0.0
+
+
+def _timed(run: Callable[[Batch], None], batch: Batch) -> list[float]:
+    wall, processor = time.perf_counter(), time.process_time()
+    run(batch)
+    return [time.perf_counter() - wall, time.process_time() - processor]
+
+
 def theirs(folder: Path, samples: int, size: int, method: CalibrationMethod) -> float:
     """Return the seconds of ONNX Runtime's ``quantize_static``."""
     started = time.perf_counter()
@@ -207,17 +251,22 @@ def child(task: str, name: str, folder: Path, samples: int) -> None:
     if task in METHODS:
         seconds = theirs(folder, samples, size, METHODS[task])
     else:
-        run = {"forward": forward, "observe": observe, "job": job}[task]
+        run = {"forward": forward, "observe": observe, "job": job, "turns": turns}[task]
         seconds = run(folder, samples, size)
     print(json.dumps([seconds, peak_rss_bytes() / (1 << 20)]))
 
 
-def measured(task: str, name: str, folder: Path, samples: int) -> tuple[float, float]:
-    """Return what :func:`child` prints, from a fresh process."""
+def started(task: str, name: str, folder: Path, samples: int) -> list[str]:
+    """Return the lines that :func:`child` prints, from a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.calibration", "--child", task]
     command += ["--folder", str(folder), "--samples", str(samples), name]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, mib = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()
+
+
+def measured(task: str, name: str, folder: Path, samples: int) -> tuple[float, float]:
+    """Return seconds and high-water mark in MiB of a task in a fresh process."""
+    seconds, mib = json.loads(started(task, name, folder, samples)[-1])
     return seconds, mib
 
 
@@ -245,6 +294,7 @@ def compare(name: str, rounds: int) -> None:
             seconds = statistics.median(row[0] for row in rows[task])
             mib = statistics.median(row[1] for row in rows[task])
             print(f"  {task:15} {seconds:7.2f} s  x {wall}  {mib:6.0f} MiB  x {peak}")
+        print("  in turns:", "; ".join(started("turns", name, folder, 64)[:-1]))
         short, long = (measured("observe", name, folder, n)[1] for n in (64, LONG))
         print(f"  memory, 64 and {LONG} samples: {short:.0f} and {long:.0f} MiB")
 

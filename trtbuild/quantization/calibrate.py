@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
     from trtbuild.quantization.ranges import Ranges
 
-VERSION = 2
+VERSION = 3
 """Part of the key of ranges; raised when the collector starts to give other statistics."""
 
 Infinities = Literal["refuse", "leave out"]
@@ -79,6 +79,8 @@ def calibrate(
     done = load_progress(how.checkpoint.load()) if how.checkpoint else Progress()
     forward = Forward(graph, tensors, how.work)
     observers = Observers(done.ranges)
+    if how.memory_mib is None:
+        forward.open()
     seen, saved = 0, time.monotonic()
     sized = chunks.sized(batches, graph, forward.chunk_size)
     for number, (chunk, size) in enumerate(sized):

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
 
 _LARGEST_CHUNK = 32
-_CHUNK_BYTES = 128 << 20
-"""What the observed tensors of one chunk may hold: as much as the forward pass itself needs of
-ResNet-50, and enough samples to keep two processors busy (docs/benchmarks.md)."""
+_CHUNK_BYTES = 192 << 20
+"""What the observed tensors of one chunk may hold: four samples of ResNet-50, with which the
+forward pass is as fast as with eight (docs/benchmarks.md has what memory that takes)."""
 
 _MIB = 1 << 20
 
@@ -66,6 +66,11 @@ class Forward:
         while size > 1 and size * one_bytes > _CHUNK_BYTES:
             size //= 2
         return size
+
+    def open(self) -> None:
+        """Open the session now, and not with the first chunk."""
+        if self._tensors:
+            self._ready(self._tensors)
 
     def limit(self, chunk: Batch, memory_mib: int) -> None:
         """Keep the process below ``memory_mib`` from now on, ``chunk`` being what will come.
@@ -133,18 +138,20 @@ class Forward:
             yield {name: found[name] for name in rest}
 
     def _outputs(self, group: tuple[str, ...], chunk: Batch) -> dict[str, Array]:
-        if self._open is None or self._open[0] != group:
-            self._open = None  # its memory first
-            path = self._work / "exposed.onnx"
-            names = expose(self._optimized, group, path)
-            self._open = group, self._session(path), names
-        _, session, names = self._open
+        session, names = self._ready(group)
         inputs = {spec.name: np.ascontiguousarray(chunk[spec.name]) for spec in session.inputs}
         outputs = session.run(inputs)
         return {tensor: outputs[name] for tensor, name in names.items()}
 
-    def _session(self, path: Path) -> Observed:
-        return open_observed(path, optimized=True, frugal=self._bounded)
+    def _ready(self, group: tuple[str, ...]) -> tuple[Observed, dict[str, str]]:
+        """Return the session that hands out ``group``, and its output of each tensor."""
+        if self._open is None or self._open[0] != group:
+            self._open = None  # its memory first
+            path = self._work / "exposed.onnx"
+            names = expose(self._optimized, group, path)
+            session = open_observed(path, optimized=True, frugal=self._bounded)
+            self._open = group, session, names
+        return self._open[1:]
 
     def _groups(self, chunk: Batch) -> list[tuple[str, ...]]:
         """Return the tensors that are handed out together: all, or what there is room for."""
