@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 CHUNKS = {"resnet50": 8, "minilm": 8, "digits": 32}
 SAMPLES = {"resnet50": 64, "minilm": 64, "digits": 512}
-LONG = 1024
+LONG = {"resnet50": 1024, "minilm": 1024, "digits": 100_000}
 TURN = 16
 TURNS = 3
 TOKENS = 128
@@ -295,8 +295,8 @@ def compare(name: str, rounds: int) -> None:
             mib = statistics.median(row[1] for row in rows[task])
             print(f"  {task:15} {seconds:7.2f} s  x {wall}  {mib:6.0f} MiB  x {peak}")
         print("  in turns:", "; ".join(started("turns", name, folder, 64)[:-1]))
-        short, long = (measured("observe", name, folder, n)[1] for n in (64, LONG))
-        print(f"  memory, 64 and {LONG} samples: {short:.0f} and {long:.0f} MiB")
+        short, long = (measured("observe", name, folder, n)[1] for n in (64, LONG[name]))
+        print(f"  memory, 64 and {LONG[name]} samples: {short:.0f} and {long:.0f} MiB")
 
 
 def main() -> None:
