@@ -120,16 +120,34 @@ class Quantization(Value, frozen=True, kw_only=True):
                 "auto, minmax, percentile or mse"
             )
             raise ValueError(message)
-        if self.precision == "fp8" and self.techniques not in ("auto", ()):
-            message = "techniques are for precision int8, the precision is fp8: leave them out"
-            raise ValueError(message)
         if self.precision != "int8" and self.trt_cache is not None:
             message = (
                 f"trt_cache holds scales for precision int8, the precision is "
                 f"{self.precision}: ask for --precision int8, or leave out the cache"
             )
             raise ValueError(message)
+        self._expect_words_to_fit()
         self._expect_sparsity_to_fit()
+
+    def without_unused(self, precision: Precision) -> Quantization:
+        """Return the table, its precision too, without what ``precision`` cannot use."""
+        techniques = self.techniques if precision == "int8" else "auto"
+        rest = "auto" if precision in get_args(Rest) else self.rest
+        return msgspec.structs.replace(self, techniques=techniques, rest=rest)
+
+    def _expect_words_to_fit(self) -> None:
+        if self.precision != "int8" and self.techniques not in ("auto", ()):
+            message = (
+                f"techniques are for precision int8, the precision is {self.precision}: leave "
+                f"out {', '.join(self.techniques)}"
+            )
+            raise ValueError(message)
+        if self.precision in get_args(Rest) and self.rest != "auto":
+            message = (
+                f"rest is what computes around quantized layers, and precision "
+                f"{self.precision} quantizes none: leave out rest = {self.rest!r}"
+            )
+            raise ValueError(message)
 
     def _expect_sparsity_to_fit(self) -> None:
         if self.sparsity is not None and self.trt_cache is not None:

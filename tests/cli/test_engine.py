@@ -249,6 +249,8 @@ def test_techniques_are_applied_as_named_and_remembered(run: Run) -> None:
     ("arguments", "code", "parts"),
     [
         (("model.onnx", "--precision", "int8"), 2, ["--calibration", "never used silently"]),
+        (("model.onnx", "--precision", "fp16", "--technique", "smooth"), 2, ["fp16", "smooth"]),
+        (("model.onnx", "--precision", "fp16", "--rest", "fp32"), 2, ["fp16", "rest = 'fp32'"]),
         (("model.onnx", "--precision", "tf32"), 2, ["tf32", "int8"]),
         (("model.onnx", "--precision", "int7"), 2, ["int7", "int8"]),
         (("model.onnx", "--method", "guess", *ORT), 2, ["guess", "entropy"]),

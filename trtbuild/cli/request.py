@@ -123,6 +123,7 @@ def _quantization(table: Quantization, arguments: Arguments) -> Quantization:
             f"--precision {precision}: not built by this version; expected one of "
             f"{', '.join(PRECISIONS)}"
         )
+    table = table.without_unused(cast("Precision", precision))
     method = arguments.method or table.method
     rest = arguments.rest or table.rest
     block_size = arguments.block_size or table.block_size

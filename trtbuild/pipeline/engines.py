@@ -163,7 +163,11 @@ def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:
     if precision == recipe.quantization.precision:
         return recipe
     quantization = msgspec.structs.replace(
-        recipe.quantization, precision=precision, trt_cache=None, sparsity=None, keep_dense=()
+        recipe.quantization.without_unused(precision),
+        precision=precision,
+        trt_cache=None,
+        sparsity=None,
+        keep_dense=(),
     )
     return msgspec.structs.replace(recipe, quantization=quantization)
 
