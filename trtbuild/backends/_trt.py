@@ -11,14 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tensorrt_rtx as trt
-
 from trtbuild.backends import memory, profiles, staging, trt_plan
 from trtbuild.backends.diagnosis import MEMORY_WORDS
 from trtbuild.backends.job import PROGRESS
+from trtbuild.backends.trt_api import api
 from trtbuild.backends.trt_layers import read_layers
 from trtbuild.backends.trt_log import remedy
-from trtbuild.backends.trt_logger import DTYPES, LOGGER, MESSAGES
 from trtbuild.engine import BuildRecord
 from trtbuild.errors import BuildError
 
@@ -39,7 +37,10 @@ class _Build:
     def __init__(self, graph: Graph, target: Target) -> None:
         self._graph = graph
         self._target = target
-        self._builder = trt.Builder(LOGGER)
+        self._api = api(target.backend)
+        self._trt = self._api.trt
+        self._messages = self._api.messages
+        self._builder = self._trt.Builder(self._api.logger)
         self._config = self._builder.create_builder_config()
         self._network = self._builder.create_network(0)
 
@@ -50,14 +51,14 @@ class _Build:
             BuildError: the parser refuses it, or got nothing out of it.
         """
         PROGRESS.debug("parsing the model")
-        parser = trt.OnnxParser(self._network, LOGGER)
+        parser = self._trt.OnnxParser(self._network, self._api.logger)
         accepted = parser.parse_from_file(str(path))
-        reasons = [_parser_error(parser, index) for index in range(parser.num_errors)]
+        reasons = [self._parser_error(parser, index) for index in range(parser.num_errors)]
         if not accepted or reasons:
-            raise self._error("refuses the model", reasons or MESSAGES.errors)
+            raise self._error("refuses the model", reasons or self._messages.errors)
         if not (self._network.num_layers and self._network.num_inputs):
             raise self._error("found no layers or no inputs in the model", [])
-        narrowed = MESSAGES.narrowed()
+        narrowed = self._messages.narrowed()
         if narrowed:
             raise self._error("reads uint8 as int8, which clips values at 127", [narrowed])
         self._check_io(
@@ -101,7 +102,7 @@ class _Build:
             lambda value: setattr(config, "builder_optimization_level", value),
             lambda: config.builder_optimization_level,
         )
-        workspace = trt.MemoryPoolType.WORKSPACE
+        workspace = self._trt.MemoryPoolType.WORKSPACE
         self._set(
             "workspace_mib",
             int(settings["workspace_mib"]) * _MIB,
@@ -110,7 +111,7 @@ class _Build:
         )
         self._set(
             "profiling_verbosity",
-            trt.ProfilingVerbosity.DETAILED,
+            self._trt.ProfilingVerbosity.DETAILED,
             lambda value: setattr(config, "profiling_verbosity", value),
             lambda: config.profiling_verbosity,
         )
@@ -118,10 +119,10 @@ class _Build:
         self._set(
             "tf32",
             False,  # noqa: FBT003  the value of the flag
-            lambda _: config.clear_flag(trt.BuilderFlag.TF32),
-            lambda: config.get_flag(trt.BuilderFlag.TF32),
+            lambda _: config.clear_flag(self._trt.BuilderFlag.TF32),
+            lambda: config.get_flag(self._trt.BuilderFlag.TF32),
         )
-        sparse = trt.BuilderFlag.SPARSE_WEIGHTS
+        sparse = self._trt.BuilderFlag.SPARSE_WEIGHTS
         self._set(
             "sparse_weights",
             settings["sparse_weights"],
@@ -139,26 +140,28 @@ class _Build:
         """
         PROGRESS.debug("building the engine")
         plan = self._builder.build_serialized_network(self._network, self._config)
-        if plan is None or MESSAGES.errors:
-            raise self._error("cannot build the model", MESSAGES.errors)
+        if plan is None or self._messages.errors:
+            raise self._error("cannot build the model", self._messages.errors)
         engine = bytes(plan)
         problem = trt_plan.problem(engine, self._target.arch)
         if problem:
             raise self._error(f"returned no usable engine: {problem}", [])
-        if not MESSAGES.layers:
+        if not self._messages.layers:
             raise self._error("did not report the layers of its engine", [])
         return engine
 
     def _capability(self) -> Any:  # noqa: ANN401  the bindings have no types
         name = self._target.arch.replace("sm_", "SM")
-        if name not in trt.ComputeCapability.__members__:
+        if name not in self._trt.ComputeCapability.__members__:
             known = [
-                word for word in trt.ComputeCapability.__members__ if word.startswith("SM")
+                word
+                for word in self._trt.ComputeCapability.__members__
+                if word.startswith("SM")
             ]
             raise self._error(
                 f"does not know {self._target.arch}: it has {', '.join(known)}", []
             )
-        return trt.ComputeCapability.__members__[name]
+        return self._trt.ComputeCapability.__members__[name]
 
     def _set(
         self,
@@ -168,7 +171,7 @@ class _Build:
         read: Callable[[], object],
     ) -> None:
         """Apply one setting; refused means False, another value, or an error in the log."""
-        MESSAGES.errors.clear()
+        self._messages.errors.clear()
         try:
             accepted = apply(value)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -176,8 +179,10 @@ class _Build:
                 f"refuses {name} = {value}", [" ".join(str(error).split())]
             ) from error
         got = read()
-        if accepted is False or got != value or MESSAGES.errors:
-            raise self._error(f"did not take {name} = {value}, it has {got}", MESSAGES.errors)
+        if accepted is False or got != value or self._messages.errors:
+            raise self._error(
+                f"did not take {name} = {value}, it has {got}", self._messages.errors
+            )
 
     def _add_profile(self, index: int, shapes: tuple[ShapeRange, ...]) -> None:
         profile = self._builder.create_optimization_profile()
@@ -201,7 +206,10 @@ class _Build:
         self._set(name, (shape.min, shape.opt, shape.max), apply, read)
 
     def _check_io(self, what: str, tensors: list[Any], expected: dict[str, str]) -> None:
-        found = {tensor.name: DTYPES.get(tensor.dtype, str(tensor.dtype)) for tensor in tensors}
+        found = {
+            tensor.name: self._api.dtype(tensor.dtype) or str(tensor.dtype)
+            for tensor in tensors
+        }
         if found != expected:
             raise self._error(f"reads the {what} as {found}, the model has {expected}", [])
 
@@ -211,9 +219,19 @@ class _Build:
             raise MemoryError(detail)
         said = f": {detail}" if detail else ""
         return BuildError(
-            f"{self._graph.path}: TensorRT-RTX {trt.__version__} for {self._target.arch} "
+            f"{self._graph.path}: {self._api.title} for {self._target.arch} "
             f"{what}{said}. What to do: {remedy(what + detail)}"
         )
+
+    def _parser_error(self, parser: Any, index: int) -> str:  # noqa: ANN401  untyped bindings
+        """Return one error of the parser; the binding raises if its text is no UTF-8."""
+        error = parser.get_error(index)
+        try:
+            place = f"node {error.node_name()!r} ({error.node_operator()})"
+            text = self._messages.tidy(f"{place}: {error.desc()}")
+            return f"{text} [{error.func()}, {error.code()}]"
+        except UnicodeDecodeError:
+            return f"error {index} of the parser, whose text is not readable"
 
 
 def build(
@@ -235,28 +253,18 @@ def build(
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=out.parent) as folder:
         PROGRESS.debug("reading the model")
         staged = staging.stage(graph.path, Path(folder) / "model")
-        MESSAGES.follow(staged)
+        messages = api(target.backend).messages
+        messages.follow(staged)
         this = _Build(graph, target)
         this.parse(staged.path)
         this.configure(settings, ranges)
         engine = this.serialize()
     out.write_bytes(engine)
     return BuildRecord(
-        layers=read_layers(MESSAGES.layers, staged.nodes),
+        layers=read_layers(messages.layers, staged.nodes),
         inputs=graph.inputs,
         outputs=graph.outputs,
-        warnings=tuple(dict.fromkeys(MESSAGES.warnings)),
+        warnings=tuple(dict.fromkeys(messages.warnings)),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=memory.peak_rss_bytes(),
     )
-
-
-def _parser_error(parser: Any, index: int) -> str:  # noqa: ANN401  the bindings have no types
-    """Return one error of the parser; its texts may be no UTF-8, which the binding raises."""
-    error = parser.get_error(index)
-    try:
-        place = f"node {error.node_name()!r} ({error.node_operator()})"
-        text = MESSAGES.tidy(f"{place}: {error.desc()}")
-        return f"{text} [{error.func()}, {error.code()}]"
-    except UnicodeDecodeError:
-        return f"error {index} of the parser, whose text is not readable"

@@ -1,4 +1,4 @@
-"""A TensorRT-RTX engine on a GPU, through PyCUDA on the device's primary context.
+"""A TensorRT engine, of either flavor, on a GPU: PyCUDA on the device's primary context.
 
 The primary context is the one that frameworks in the same process use, so that they can share
 the device. Nothing here is imported on a machine without a driver.
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pycuda.driver as cuda
-import tensorrt_rtx as trt
 
 from trtbuild.backends import feeds
-from trtbuild.backends.trt_logger import DTYPES, LOGGER, MESSAGES
+from trtbuild.backends.trt_api import api
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import BuildError, TrustError, UsageError
 
@@ -25,23 +24,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trtbuild.backends import Session
+    from trtbuild.backends.trt_api import Api
 
 
-def open_engine(engine: bytes, device: int) -> Session:
+def open_engine(engine: bytes, device: int, backend: str) -> Session:
     """Return a session of ``engine`` on the GPU with this index in the driver's order.
 
     Raises:
-        TrustError: TensorRT-RTX refuses the bytes.
+        TrustError: TensorRT refuses the bytes.
         BuildError: an output has a type that NumPy lacks.
     """
     cuda.init()
-    return _TrtSession(engine, cuda.Device(device).retain_primary_context())
+    return _TrtSession(engine, cuda.Device(device).retain_primary_context(), api(backend))
 
 
 class _TrtSession:
     """One engine, one execution context, one stream; calls of ``run`` wait for each other."""
 
-    def __init__(self, engine: bytes, context: Any) -> None:  # noqa: ANN401  untyped bindings
+    def __init__(self, engine: bytes, context: Any, found: Api) -> None:  # noqa: ANN401  untyped bindings
+        self._api = found
+        self._trt = found.trt
+        self._messages = found.messages
         self._lock = threading.Lock()
         self._cuda_context = context
         self._buffers: dict[str, Any] = {}
@@ -49,7 +52,7 @@ class _TrtSession:
         with self._on_device():
             self._stream = cuda.Stream()
             # The runtime must outlive its engine, and the engine its context.
-            self._runtime = trt.Runtime(LOGGER)
+            self._runtime = self._trt.Runtime(self._api.logger)
             self._runtime.engine_host_code_allowed = False
             self._engine = self._deserialize(engine)
             self._context = self._engine.create_execution_context()
@@ -58,8 +61,12 @@ class _TrtSession:
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         specs = {name: self._spec(name) for name in names}
-        self._inputs = tuple(specs[n] for n in names if modes[n] == trt.TensorIOMode.INPUT)
-        self._outputs = tuple(specs[n] for n in names if modes[n] == trt.TensorIOMode.OUTPUT)
+        self._inputs = tuple(
+            specs[n] for n in names if modes[n] == self._trt.TensorIOMode.INPUT
+        )
+        self._outputs = tuple(
+            specs[n] for n in names if modes[n] == self._trt.TensorIOMode.OUTPUT
+        )
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -102,21 +109,21 @@ class _TrtSession:
     def _deserialize(self, engine: bytes) -> Any:  # noqa: ANN401  untyped bindings
         if self._runtime.engine_host_code_allowed:
             raise TrustError(self._refusal("did not switch off host code in engines"))
-        MESSAGES.errors.clear()
+        self._messages.errors.clear()
         loaded = self._runtime.deserialize_cuda_engine(engine)
-        if loaded is None or MESSAGES.errors:
+        if loaded is None or self._messages.errors:
             raise TrustError(self._refusal("refuses the engine"))
         return loaded
 
     def _refusal(self, what: str) -> str:
-        detail = "; ".join(dict.fromkeys(MESSAGES.errors))
+        detail = "; ".join(dict.fromkeys(self._messages.errors))
         return (
-            f"TensorRT-RTX {trt.__version__} {what}{': ' + detail if detail else ''}. Build "
+            f"{self._api.title} {what}{': ' + detail if detail else ''}. Build "
             "it again with this version, for this GPU"
         )
 
     def _spec(self, name: str) -> TensorSpec:
-        dtype = DTYPES.get(self._engine.get_tensor_dtype(name), "")
+        dtype = self._api.dtype(self._engine.get_tensor_dtype(name))
         if dtype in {"", "bfloat16"}:
             message = (
                 f"{name!r} is {dtype or 'of a type'} that NumPy lacks: cast it in the model"
@@ -128,15 +135,15 @@ class _TrtSession:
     def _bind_input(self, name: str, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Copy one input to the device (or leave a shape on the host); return its host side."""
         array = np.ascontiguousarray(given)
-        MESSAGES.errors.clear()
-        if not self._context.set_input_shape(name, given.shape) or MESSAGES.errors:
+        self._messages.errors.clear()
+        if not self._context.set_input_shape(name, given.shape) or self._messages.errors:
             bounds = [list(dims) for dims in self._engine.get_tensor_profile_shape(name, 0)]
             message = (
                 f"input {name!r}: shape {list(given.shape)} is outside of the profile: min "
                 f"{bounds[0]}, max {bounds[2]}"
             )
             raise UsageError(message)
-        if self._engine.get_tensor_location(name) == trt.TensorLocation.HOST:
+        if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
             self._set_address(name, array.ctypes.data)
             return array
         self._set_address(name, int(self._buffer(name, array.nbytes)))

@@ -48,4 +48,4 @@ def open_session(engine: bytes, target: Target) -> Session:
         raise MissingBackendError(reason)
     from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
 
-    return trt_device.open_engine(engine, gpu.archs().index(target.arch))
+    return trt_device.open_engine(engine, gpu.archs().index(target.arch), target.backend)
