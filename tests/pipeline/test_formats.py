@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from onnx import helper
 
 import trtbuild
 from tests.pipeline import models, transformer
@@ -131,3 +133,25 @@ def test_a_model_without_matrices_has_nothing_to_pack(tmp_path: Path) -> None:
     recipe = models.with_quantization(models.recipe(tmp_path, "onnxruntime"), precision="int4")
     with pytest.raises(BuildError, match="no weight can be packed to int4"):
         trtbuild.build(recipe, tmp_path / "store")
+
+
+def test_a_model_of_which_little_can_be_packed_says_so(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["map"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
+        helper.make_node("MatMul", ["flat", "head"], ["y"], name="head"),
+    ]
+    random = np.random.default_rng(0)
+    constants = {
+        "kernel": random.standard_normal((32, 3, 3, 3)).astype(np.float32),
+        "head": random.standard_normal((32, 10)).astype(np.float32),
+    }
+    x, y = models.floats("x", "batch", 3, 8, 8), models.floats("y", "batch", 10)
+    models.save(tmp_path / "model.onnx", nodes, constants, [x], [y])
+    recipe = models.with_quantization(
+        models.recipe(tmp_path, "onnxruntime"), precision="int4", provider=None
+    )
+    report = trtbuild.build(recipe, tmp_path / "store")
+    (said,) = (found.text for found in report.findings if "multiply-accumulates" in found.text)
+    assert said.startswith("only 1 % of the multiply-accumulates read int4 weights: ")

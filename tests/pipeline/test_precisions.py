@@ -142,3 +142,25 @@ def test_a_recurrent_layer_counts_among_what_int8_does_not_compute(tmp_path: Pat
     product, recurrent = hidden * classes, steps * 4 * hidden * (inputs + hidden)
     assert engine.int8_mac_share == pytest.approx(product / (product + recurrent), abs=1e-5)
     assert sum(engine.mac_share.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_calibration_data_of_one_value_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.ones((40, *models.IMAGE), np.float32))
+    report = trtbuild.build(models.recipe(tmp_path, "onnxruntime"), tmp_path / "store")
+    told = [found.text for found in report.findings if found.stage == "calibrate"]
+    assert [text.partition(":")[0] for text in told] == [
+        "input 'x' is 1 everywhere in the calibration data"
+    ]
+
+
+def test_a_metric_that_is_the_same_for_all_units_is_told(tmp_path: Path) -> None:
+    recipe = models.with_quantization(models.recipe(tmp_path, "onnxruntime"), provider="p.py")
+    same = "return np.ones(len(batch['x']))"
+    (tmp_path / "p.py").write_text(
+        models.METRIC.replace('np.load("data.npz")', f"np.load({str(tmp_path / 'data.npz')!r})")
+        .replace(', "wanted": np.load("wanted.npy")', "")
+        .replace('return -np.abs(outputs["y"] - batch["wanted"]).mean(axis=1)', same)
+    )
+    report = trtbuild.build(recipe, tmp_path / "store")
+    told = [found.text for found in report.findings if found.stage == "verify"]
+    assert any(text.startswith("closeness is 1 for each of 8 units") for text in told)

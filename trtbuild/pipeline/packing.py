@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from trtbuild.backends.scheme import WeightScheme
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError
+from trtbuild.graph.cost import count_macs
 from trtbuild.pipeline.cast import Lowering, lowered, scanned
 from trtbuild.pipeline.keeping import assigned, kept_nodes
 from trtbuild.pipeline.network import Network
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.source import Data
+
+_MOST = 0.5
+"""Below this share of packed work, a reader should be told that most of it is not."""
 
 
 class _PackKey(Value, frozen=True, kw_only=True):
@@ -89,6 +93,15 @@ def _written(context: Context, graph: Graph, scheme: WeightScheme) -> Graph:
             f"{context.recipe.name}: no weight can be packed to {scheme.format}: the graph has "
             f"no {' or '.join(scheme.compute)} with a constant float32 matrix whose inputs "
             f"make whole blocks (or keep_float names them all). Ask for int8, fp8 or fp16"
+        )
+    macs = count_macs(graph, ())
+    share = sum(macs.get(item.node, 0) for item in detail.packed) / max(1, sum(macs.values()))
+    if share < _MOST:
+        context.find(
+            "pack",
+            f"only {100 * share:.0f} % of the multiply-accumulates read {scheme.format} "
+            f"weights: {' and '.join(scheme.compute)} with constant matrices are packed, "
+            f"nothing else. For the rest, ask for int8 or fp8",
         )
     smaller = sum(item.block < packing.block for item in detail.packed)
     if scheme.format == "int4" and smaller:

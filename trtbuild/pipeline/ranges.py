@@ -75,6 +75,14 @@ def ranges_for(
     """
     everywhere = quantizer.placement_of(graph, scheme, ()).observed
     ranges, sha256 = ranges_of(context, graph, data, everywhere)
+    for spec in graph.inputs:
+        seen = ranges.get(spec.name)
+        if seen is not None and seen.minimum == seen.maximum:
+            context.find(
+                "calibrate",
+                f"input {spec.name!r} is {seen.minimum:g} everywhere in the calibration data: "
+                f"ranges of such data do not fit any other. Give data that services will see",
+            )
     more = tuple(tensor for tensor in placement.observed if tensor not in ranges)
     if not more:
         return ranges, sha256

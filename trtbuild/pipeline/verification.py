@@ -187,6 +187,13 @@ def verification(
 ) -> Verification:
     """Return the judged verification of one engine; gates are judged anew at every call."""
     metrics = accuracy.metrics if accuracy else {}
+    for name, found in metrics.items():
+        if found.says_nothing:
+            context.find(
+                "verify",
+                f"{name} is {found.reference.value:g} for each of {found.units} units, with "
+                f"framework and engine alike: only harder data could show a drop",
+            )
     baseline = baseline_of(built.planned.target, context.recipe.quantization.precision)
     outputs = accuracy.outputs if accuracy else ()
     manifest = built.manifest

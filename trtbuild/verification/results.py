@@ -56,6 +56,12 @@ class MetricEstimate(Value, frozen=True, kw_only=True):
     worse_units: int
     better_units: int
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether all units have one score, with the framework and the engine alike."""
+        changed = self.worse_units or self.better_units
+        return not changed and self.units > 1 and self.reference.low == self.reference.high
+
 
 class OutputParity(Value, frozen=True, kw_only=True):
     """Framework against exported graph for one output at one batch size.
