@@ -27,6 +27,9 @@ PACKED: Mapping[str, str] = {"int4": "int4", "nvfp4": "fp4", "mxfp4": "fp4"}
 KEY_SCHEMA = 1
 """Bumped by hand when the meaning of a field of :class:`EngineKey` changes."""
 
+Role = Literal["", "quantize", "reformat"]
+"""What a layer does that computes nothing of the model; empty for all others."""
+
 Setting = int | bool | str
 """The value of one builder setting; never a float, so that its JSON is canonical."""
 
@@ -125,6 +128,12 @@ class Layer(Value, frozen=True, kw_only=True):
     are the ONNX nodes of the network that the layer covers, the compute node first.
     ``weights`` is the type of the packed weights that the layer reads and unpacks (``int4``,
     ``fp4``), empty for others: it computes in ``precision`` all the same.
+
+    ``requested`` is the type that the network gives the operands of a compute layer, empty
+    where nobody looked. ``role`` is what a layer does that computes nothing of the model:
+    ``quantize`` (it only quantizes or dequantizes) or ``reformat`` (another layout or type),
+    with the types that it ``reads`` and ``writes`` and, where all shapes are known, the bytes
+    of both. ``milliseconds`` is its time per call, where it was measured.
     """
 
     name: str
@@ -133,12 +142,22 @@ class Layer(Value, frozen=True, kw_only=True):
     compute: bool
     nodes: tuple[str, ...]
     weights: str = ""
+    requested: str = ""
+    role: Role = ""
+    reads: str = ""
+    writes: str = ""
+    moved_bytes: int | None = None
+    milliseconds: float | None = None
 
 
 class Layers(Value, frozen=True, kw_only=True):
-    """What a backend tells of the engine that it built."""
+    """What a backend tells of the engine that it built.
+
+    ``unread`` says why nothing is known of its layers, and is empty where something is.
+    """
 
     layers: tuple[Layer, ...]
+    unread: str = ""
 
     @property
     def precision_achieved(self) -> dict[str, int]:

@@ -8,16 +8,17 @@ Names in it are not escaped, so it is read only for staged models, whose node na
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtbuild.engine import Layer, Layers
+from trtbuild.backends.trt_tensors import WORDS, Facts, Tensor, covers_product, layer
+from trtbuild.engine import Layers
 from trtbuild.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trtbuild.backends.staging import Node
+    from trtbuild.engine import Layer
 
 HEADER = "Layers:\n"
 
@@ -41,35 +42,13 @@ _TENSOR = re.compile(
     r"(?=$|, \{)",
     re.DOTALL,
 )
+_IO = re.compile(r"^ Name: (.*), IOMode: ", re.MULTILINE)
 _PROFILE = re.compile(r"_myl(\d+)_\d+$")
 _STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _UNIT_SEPARATOR = "\x1f"
 
-_WORDS = {
-    "Float": "fp32",
-    "Half": "fp16",
-    "BFloat16": "bf16",
-    "Int8": "int8",
-    "FP8": "fp8",
-    "Int4": "int4",
-    "FP4E2M1": "fp4",
-    "Int32": "int32",
-    "Int64": "int64",
-    "Bool": "bool",
-}
-_EIGHT_BITS = ("int8", "fp8")
-_PACKED = ("int4", "fp4")
-_WIDEST_FIRST = ("fp32", "bf16", "fp16", "int64", "int32", "fp8", "int8", "int4", "fp4", "bool")
-
-_COMPUTE_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 _COMPUTE_KINDS = frozenset({"correlation", "deconv", "gemm"})
 _ATTENTION = "_gemm_mha"
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    elements: int
-    precision: str
 
 
 def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
@@ -82,7 +61,8 @@ def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
     Raises:
         BuildError: another line is not as expected, so that no count could be trusted.
     """
-    body = message.removeprefix(HEADER).partition("\n\nI/O Tensors:")[0]
+    body, _, rest = message.removeprefix(HEADER).partition("\n\nI/O Tensors:")
+    interface = frozenset(match[1] for match in _IO.finditer(rest))
     found = []
     for line in _LINE_START.split(body):
         match = _LAYER.match(line)
@@ -97,34 +77,27 @@ def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
             raise BuildError(message)
         profile = _PROFILE.search(match["name"])
         if profile is None or profile[1] == "0":
-            found.append(_layer(match, nodes))
+            found.append(_layer(match, nodes, interface))
     return Layers(layers=tuple(found))
 
 
-def _layer(match: re.Match[str], nodes: Mapping[str, Node]) -> Layer:
-    staged = [name for name in _metadata(match["metadata"]) if name in nodes]
-    staged.sort(key=lambda name: nodes[name].operator not in _COMPUTE_OPERATORS)
-    covers_product = bool(staged) and nodes[staged[0]].operator in _COMPUTE_OPERATORS
-    compute = (
-        match["type"] in _COMPUTE_KINDS
-        or (match["type"] == "runtime_fusion" and covers_product)
-        or _ATTENTION in match["name"]
+def _layer(match: re.Match[str], nodes: Mapping[str, Node], interface: frozenset[str]) -> Layer:
+    staged = tuple(name for name in _metadata(match["metadata"]) if name in nodes)
+    kind = match["type"]
+    facts = Facts(
+        name=_STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], match["name"]),
+        kind=kind,
+        staged=staged,
+        product=(
+            kind in _COMPUTE_KINDS
+            or (kind == "runtime_fusion" and covers_product(staged, nodes))
+            or _ATTENTION in match["name"]
+        ),
+        inputs=_tensors(match["inputs"]),
+        constants=_tensors(match["constants"]),
+        outputs=_tensors(match["outputs"]),
     )
-    inputs, constants = _tensors(match["inputs"]), _tensors(match["constants"])
-    if compute:
-        precision = _compute_precision(inputs, constants)
-    else:
-        precision = _widest([*inputs, *constants, *_tensors(match["outputs"])])
-    stored = {tensor.precision for tensor in constants}
-    name = _STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], match["name"])
-    return Layer(
-        name=name,
-        kind=match["type"],
-        precision=precision,
-        compute=compute,
-        nodes=tuple(nodes[name].name for name in dict.fromkeys(staged)),
-        weights=next((word for word in _PACKED if word in stored), ""),
-    )
+    return layer(facts, nodes, interface)
 
 
 def _metadata(text: str) -> list[str]:
@@ -135,37 +108,16 @@ def _metadata(text: str) -> list[str]:
     ]
 
 
-def _tensors(text: str) -> list[_Tensor]:
-    found = []
-    for match in _TENSOR.finditer(text.strip()):
-        elements = 1
-        for size in filter(None, match["dims"].split(",")):
-            elements *= abs(int(size))
-        word = _WORDS.get(match["dtype"], match["dtype"].lower())
-        found.append(_Tensor(elements, word))
+def _tensors(text: str) -> list[Tensor]:
+    found = [
+        Tensor(
+            name=match["name"],
+            shape=tuple(int(size) for size in filter(None, match["dims"].split(","))),
+            precision=WORDS.get(match["dtype"].lower(), match["dtype"].lower()),
+        )
+        for match in _TENSOR.finditer(text.strip())
+    ]
     if len(found) != text.count("{ Name: "):
         message = f"cannot read the tensors {text[:200]!r} that the builder reports for a layer"
         raise BuildError(message)
     return found
-
-
-def _compute_precision(inputs: list[_Tensor], constants: list[_Tensor]) -> str:
-    """Return the type that a product is computed in: the wider of its two operands.
-
-    The operands are an input and the weight, which is the largest constant of more than one
-    element, or, where both are activations, two inputs. A weight alone in Int8 is weight-only
-    quantization, which computes in the activation's type. A further float input is a
-    residual, and further constants are scales and biases.
-    """
-    quantized = [tensor for tensor in inputs if tensor.precision in _EIGHT_BITS]
-    weights = [tensor for tensor in constants if tensor.elements > 1]
-    if len(quantized) > 1 or not weights:
-        return _widest((quantized if len(quantized) > 1 else inputs)[:2])
-    weight = max(weights, key=lambda tensor: tensor.elements)
-    return _widest([*(quantized or inputs)[:1], weight])
-
-
-def _widest(tensors: list[_Tensor]) -> str:
-    present = {tensor.precision for tensor in tensors}
-    known = [word for word in _WIDEST_FIRST if word in present]
-    return known[0] if known else next(iter(sorted(present)), "none")
