@@ -43,7 +43,8 @@ from trtbuild.sources.provider import load_provider
 from trtbuild.store import Store, find_engine
 from trtbuild.verification.accuracy import compare
 from trtbuild.verification.bootstrap import estimate
-from trtbuild.verification.latency import LatencyPlan, measure, speedup
+from trtbuild.verification.latency import measure, speedup
+from trtbuild.verification.turns import LatencyPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

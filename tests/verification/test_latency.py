@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests.verification.sessions import elementwise, identity
-from trtbuild.verification.latency import LatencyPlan, measure, speedup
+from trtbuild.verification.latency import measure, speedup
+from trtbuild.verification.turns import LatencyPlan, warm_up
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy.typing as npt
 
     from tests.verification.sessions import FunctionSession
@@ -97,3 +100,35 @@ def test_what_was_not_measured_together_is_not_compared() -> None:
         measure({}, {"x": X}, SHORT)
     with pytest.raises(ValueError, match="session 'a': expected an array for input 'x'"):
         measure({"a": identity()}, {"y": X}, SHORT)
+
+
+class Clocked:
+    """A lane whose calls take what ``times_ms`` says, on a clock of its own."""
+
+    def __init__(self, times_ms: Iterable[float]) -> None:
+        self._times_ms = iter(times_ms)
+        self._now_ns = 0
+
+    def call(self) -> float:
+        took = next(self._times_ms)
+        self._now_ns += int(took * 1e6)
+        return took
+
+    def clock(self) -> int:
+        return self._now_ns
+
+
+def test_warm_up_lasts_until_times_have_settled() -> None:
+    falling = [100 * 0.95**n for n in range(60)]
+    lane = Clocked([*falling, *[1.0] * 2000])
+    found = warm_up(lane, LatencyPlan(warmup_seconds=0.02, max_warmup_seconds=9), lane.clock)
+    assert found.settled
+    assert found.seconds >= sum(falling[:45]) / 1000
+    assert found.calls > 50
+
+
+def test_times_that_never_settle_end_the_warm_up_and_are_told() -> None:
+    lane = Clocked(1.2**n for n in range(100))
+    found = warm_up(lane, LatencyPlan(warmup_seconds=0.1, max_warmup_seconds=2), lane.clock)
+    assert not found.settled
+    assert found.seconds >= 2

@@ -8,6 +8,7 @@ _LIBRARY = "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, cuda.h
 _COMPUTE_CAPABILITY_MINOR = 76
 _NAME_BYTES = 256
+_BUS_ID_BYTES = 16
 
 
 def archs() -> tuple[str, ...]:
@@ -23,6 +24,12 @@ def names() -> tuple[str, ...]:
     """Return the product names of this machine's GPUs, in the same order."""
     cuda, count = _devices()
     return () if cuda is None else tuple(_name(cuda, index) for index in range(count))
+
+
+def pci_bus_ids() -> tuple[str, ...]:
+    """Return where this machine's GPUs are (``0000:01:00.0``), in the same order."""
+    cuda, count = _devices()
+    return () if cuda is None else tuple(_bus_id(cuda, index) for index in range(count))
 
 
 def _devices() -> tuple[ctypes.CDLL | None, int]:
@@ -53,3 +60,11 @@ def _name(cuda: ctypes.CDLL, index: int) -> str:
     text = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.cuDeviceGetName(text, _NAME_BYTES, device)
     return text.value.decode(errors="replace")
+
+
+def _bus_id(cuda: ctypes.CDLL, index: int) -> str:
+    device = ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    text = ctypes.create_string_buffer(_BUS_ID_BYTES)
+    cuda.cuDeviceGetPCIBusId(text, _BUS_ID_BYTES, device)
+    return text.value.decode()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trtbuild.cli import cache
+from trtbuild.cli.bench import bench
 from trtbuild.cli.calibrate import calibrate
 from trtbuild.cli.doctor import doctor
 from trtbuild.cli.engine import engine
@@ -54,6 +55,7 @@ app.command()(export)
 app.command()(calibrate)
 app.command()(sensitivity)
 app.command()(verify)
+app.command()(bench)
 app.command()(inspect)
 app.command()(nightly)
 app.add_typer(cache.app, name="cache")

@@ -249,7 +249,7 @@ def _run_python(*arguments: str) -> tuple[str, str]:
 def gpu_checks() -> tuple[Check, ...]:
     """Return the driver and one check per GPU, through NVML where its package is installed."""
     described, _ = (
-        _run_python("-m", "trtbuild.cli.nvml")
+        _run_python("-m", "trtbuild.backends.nvml")
         if installed_version("nvidia-ml-py")
         else ("", "")
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from trtbuild.backends import runtime
 from trtbuild.backends.fingerprint import version
 from trtbuild.backends.ort_session import open_graph
-from trtbuild.batches import rechunk
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
+from trtbuild.pipeline.fed import one_batch
 from trtbuild.pipeline.held_out import judging
 from trtbuild.pipeline.precision import baseline_of
 from trtbuild.pipeline.recall import machine
@@ -24,9 +21,10 @@ from trtbuild.store import make_record
 from trtbuild.verification.accuracy import compare
 from trtbuild.verification.bootstrap import estimate
 from trtbuild.verification.gates import Evidence, judge
-from trtbuild.verification.latency import LatencyPlan, measure, speedup
+from trtbuild.verification.latency import measure, speedup
 from trtbuild.verification.outputs import save_outputs
 from trtbuild.verification.results import MetricEstimate, Speedup, TensorErrors
+from trtbuild.verification.turns import LatencyPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from trtbuild.pipeline.network import Network
     from trtbuild.pipeline.source import Data, ExportedSource
     from trtbuild.verification.accuracy import Candidate, Comparison
-
-_LOOKED_AT = 64
-"""Batches of calibration data among which one of the tuned shape is looked for."""
 
 VERSION = 1
 """Part of the key of measurements; raised when they start to mean something else."""
@@ -307,27 +302,10 @@ def _device_session(context: Context, built: Built) -> Session:
 def latency_inputs(
     data: Data, graph: Graph, profile: tuple[ShapeRange, ...]
 ) -> dict[str, Array]:
-    """Return one batch of calibration data, of ``opt`` shapes where there are such samples.
-
-    Where all have other shapes, as sequences may, it is the first batch of ``opt``'s size;
-    too few samples are repeated.
-    """
+    """Return one batch of calibration data, of ``opt`` shapes where there are such samples."""
     names = [spec.name for spec in graph.inputs]
     tuned = {item.input: item.opt for item in profile if item.opt}
     fixed = [spec.shape[0] for spec in graph.inputs if spec.shape]
     sizes = (*(shape[0] for shape in tuned.values()), *fixed)
     size = next((n for n in sizes if isinstance(n, int)), 1)
-    batches = rechunk(calibration(data, graph), names, size)
-    looked_at = list(itertools.islice(batches, _LOOKED_AT))
-    fitting = (
-        batch
-        for batch in looked_at
-        if all(batch[name].shape[1:] == shape[1:] for name, shape in tuned.items())
-    )
-    batch = dict(next(fitting, looked_at[0]))
-    lengths = {array.shape[:1] for array in batch.values()}
-    if len(lengths) == 1 and lengths not in ({()}, {(size,)}):
-        batch = {
-            name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()
-        }
-    return batch
+    return one_batch(calibration(data, graph), names, size, tuned)

@@ -32,6 +32,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     precision_requested: str
     precision_achieved: dict[str, int]
     weights_packed: dict[str, int] = msgspec.field(default_factory=dict)
+    throttled: str = ""
 
 
 def judge(gates: Gates, evidence: Evidence) -> tuple[GateResult, ...]:
@@ -208,22 +209,45 @@ def _min_speedup(limit: float, evidence: Evidence) -> GateResult:
     if found is None:
         reason = evidence.no_latency or "no latency was measured"
         return _skipped("min_speedup", limit, reason)
+    asked = evidence.precision_requested
+    judged = speed_gate(limit, found, "", invalid=evidence.throttled)
+    if judged.passed or evidence.throttled:
+        return judged
+    advice = (
+        f"trtbuild inspect: how many layers run in {asked}, what fused",
+        *judged.advice,
+        "the baseline's precision: the engine buys nothing here",
+    )
+    return msgspec.structs.replace(judged, advice=advice)
+
+
+def speed_gate(limit: float, found: Speedup, engine: str, *, invalid: str) -> GateResult:
+    """Judge the speed-up of ``engine``, which may be unnamed; ``invalid`` is why none counts.
+
+    A run on a device that throttled shows what the device did, not what the engine can: it
+    passes no gate.
+    """
+    label = f"{engine}: " if engine else ""
+    if invalid:
+        return GateResult(
+            name="min_speedup",
+            limit=limit,
+            value=None,
+            passed=False,
+            detail=f"{label}the run is invalid, the device throttled: {invalid}",
+            advice=("cool the device, or lock a clock that it can hold, and measure again",),
+        )
     passed = found.value >= limit
-    detail = f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}], limit {limit:g}"
+    detail = f"{label}{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}], limit {limit:g}"
     if not passed:
         detail += f", short of it by {limit - found.value:.2f}"
     if found.low < limit <= found.high:
         detail += "; not certain: measure on a quieter machine"
-    advice = (
-        f"trtbuild inspect: how many layers run in {evidence.precision_requested}, what fused",
-        "a larger batch size (opt of the profile)",
-        "the baseline's precision: the engine buys nothing here",
-    )
     return GateResult(
         name="min_speedup",
         limit=limit,
         value=found.value,
         passed=passed,
         detail=detail,
-        advice=() if passed else advice,
+        advice=() if passed else ("a larger batch size (opt of the profile)",),
     )

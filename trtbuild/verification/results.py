@@ -86,8 +86,16 @@ class Parity(Value, frozen=True, kw_only=True):
     outputs: tuple[OutputParity, ...]
 
 
+class WarmUp(Value, frozen=True, kw_only=True):
+    """What came before the timed calls; not ``settled``: times were still changing."""
+
+    seconds: float
+    calls: int
+    settled: bool
+
+
 class Latency(Value, frozen=True, kw_only=True):
-    """Wall time of one call on the host, copies included, in milliseconds.
+    """The time of one call, in milliseconds: on the host, copies included, unless said else.
 
     ``samples_ms`` has one tuple per round with that round's calls, in the order of measuring;
     round ``i`` of every session of one measurement ran side by side. ``cpu_count`` is how many
@@ -102,6 +110,7 @@ class Latency(Value, frozen=True, kw_only=True):
     samples_ms: tuple[tuple[float, ...], ...]
     cpu_count: int
     load_average: float | None
+    warm_up: WarmUp | None = None
 
     @property
     def samples(self) -> int:

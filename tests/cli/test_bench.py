@@ -1,0 +1,145 @@
+"""``trtbuild bench``: real engines on this processor, in one run."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import trtbuild
+from tests.cli.running import command
+from tests.pipeline import models
+from tests.store.engines import engine_key, put_engine
+from trtbuild.engine import Manifest
+from trtbuild.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cli.running import Done
+
+    Run = Callable[..., Done]
+
+SHORT = ("--seconds", "0.05", "--warmup", "0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a store: INT8 with its FP32 baseline, and FP32 of no data."""
+    folder = tmp_path_factory.mktemp("bench")
+    int8 = models.recipe(folder, "onnxruntime")
+    plain = models.with_quantization(int8, precision="fp32", provider=None)
+    for recipe in (int8, models.with_profile(plain, 1, 3, 9)):
+        trtbuild.build(recipe, folder / "store")
+    return folder
+
+
+@pytest.fixture
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Run:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TRTBUILD_STORE", str(folder / "store"))
+    return functools.partial(command, monkeypatch, capfd)
+
+
+@pytest.fixture
+def keys(folder: Path) -> dict[str, str]:
+    """Return the keys of the engines ``int8``, ``fp32`` and ``plain``."""
+    store = Store.open(str(folder / "store"))
+    found = [record.read(Manifest) for record in store.records("engine")]
+    return {
+        each.precision_requested if '"data.npz"' in each.recipe else "plain": each.key
+        for each in found
+        if each.preimage.target.backend == "onnxruntime"
+    }
+
+
+def test_two_engines_are_measured_in_one_run(run: Run, keys: dict[str, str]) -> None:
+    fp32, int8 = keys["fp32"], keys["int8"]
+    options = ("--threads", "1,2", "--price-per-hour", "2", "--batch", "4")
+    done = run("bench", fp32[:12], int8, *options, *SHORT, "--json")
+    assert done.code == 0, done.err
+    found = done.document
+    assert (found["schema"], found["valid"], found["attempts"]) == (1, None, 1)
+    assert [engine["key"] for engine in found["engines"]] == [fp32, int8]
+    for engine in found["engines"]:
+        assert engine["batch_size"] == 4
+        (timed,) = engine["latency"]
+        assert timed["way"] == {"clock": "host", "transfers": True, "cuda_graph": False}
+        times = timed["latency_ms"]
+        assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+        assert [each["rate"]["threads"] for each in engine["throughput"]] == [1, 2]
+        for each in engine["throughput"]:
+            speed = each["rate"]["inferences_per_s"]["value"]
+            assert each["cost_per_million"] == pytest.approx(2e6 / 3600 / speed)
+            assert each["rate"]["energy"] is None
+            assert "processor" in each["rate"]["no_energy"]
+        assert "data.npz" in engine["data"]
+    (comparison,) = found["comparisons"]
+    assert comparison["baseline"] == found["engines"][0]["name"]
+    assert "processor" in found["conditions"]["absent"]["reasons"]
+
+
+def test_a_table_and_a_page_say_the_same(run: Run, keys: dict[str, str]) -> None:
+    done = run("bench", keys["plain"], keys["int8"], *SHORT, "--markdown", "pages/bench.md")
+    assert done.code == 0, done.err
+    page = Path("pages/bench.md").read_text()
+    for text in (
+        "host clock",
+        "Throughput",
+        "drawn: normal values",
+        "not compared",
+        "data.npz",
+    ):
+        assert text in " ".join(done.out.split())
+        assert text in page
+
+
+def test_a_gate_on_the_speed_up_decides_the_exit_code(run: Run, keys: dict[str, str]) -> None:
+    engines = keys["fp32"], keys["int8"]
+    assert run("bench", *engines, *SHORT, "--min-speedup", "0.0001").code == 0
+    done = run("bench", *engines, *SHORT, "--min-speedup", "1e6")
+    assert done.code == 5
+    assert "FAILED: min_speedup" in done.out
+    assert "short of it by" in done.out
+    alone = run("bench", engines[0], *SHORT, "--min-speedup", "1")
+    assert (alone.code, alone.out) == (2, "")
+    assert "nothing to compare" in alone.message
+
+
+def test_inputs_come_from_where_the_user_says(run: Run, keys: dict[str, str]) -> None:
+    engine = keys["int8"]
+    np.savez("mine.npz", x=np.zeros((3, *models.IMAGE), np.float32))
+    done = run("bench", engine, "--data", "mine.npz", "--batch", "2", *SHORT, "--json")
+    assert done.code == 0, done.err
+    (found,) = done.document["engines"]
+    assert found["data"] == "data of mine.npz"
+    assert found["inputs"] == {"x": [2, *models.IMAGE]}
+    bad = run("bench", engine, "--shape", "nobody:1x2", *SHORT)
+    assert (bad.code, bad.out) == (2, "")
+    assert "'nobody'" in bad.message
+    assert run("bench", engine, "--shape", "x:1xx2", *SHORT).code == 2
+    assert run("bench", engine, "--data", "gone.npz", *SHORT).code == 2
+
+
+def test_what_cannot_be_measured_is_refused_before_any_work(
+    run: Run, keys: dict[str, str]
+) -> None:
+    engine = keys["int8"]
+    foreign = put_engine(Store.open(""), engine_key("sm_89", 3), b"bytes").key
+    cases = {
+        ("beefbeef",): (2, "names nothing"),
+        (engine, engine[:10]): (2, "named twice"),
+        (foreign,): (3, "no NVIDIA GPU or driver"),
+        (engine, foreign): (3, "tensorrt-rtx:sm_89"),
+        (engine, "--threads", "1,0"): (2, "--threads 1,0"),
+        (engine, "--threads", "two"): (2, "expected numbers"),
+    }
+    for arguments, (code, text) in cases.items():
+        done = run("bench", *arguments, *SHORT)
+        assert (done.code, done.out) == (code, ""), arguments
+        assert text in done.message

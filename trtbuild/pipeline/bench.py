@@ -1,0 +1,168 @@
+"""Several engines of the store against each other, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import runtime
+from trtbuild.backends.meter import open_meter
+from trtbuild.engine import Manifest, Value
+from trtbuild.errors import MissingBackendError, UsageError
+from trtbuild.pipeline.fed import Wish, feed
+from trtbuild.pipeline.recall import machine
+from trtbuild.report.contest import BenchedEngine, BenchReport, Throughput, Timed
+from trtbuild.report.document import summarize
+from trtbuild.runtime.load import load
+from trtbuild.store import Store, find_engine
+from trtbuild.verification.contest import HOST, Contestant, ContestPlan, contest
+from trtbuild.verification.gates import speed_gate
+from trtbuild.verification.latency import batch_size
+from trtbuild.verification.results import WarmUp
+from trtbuild.verification.turns import HostLane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trtbuild.backends import Session
+    from trtbuild.pipeline.fed import Fed
+    from trtbuild.verification.contest import Outcome
+    from trtbuild.verification.results import GateResult
+
+_SHOWN_DIGITS = 8
+
+
+class BenchRequest(Value, frozen=True, kw_only=True):
+    """What to measure, on which inputs, at which price per hour; ``min_speedup`` is a gate.
+
+    The gate is on every engine against the first.
+    """
+
+    plan: ContestPlan
+    wish: Wish
+    price_per_hour: float | None = None
+    min_speedup: float | None = None
+
+
+def bench(
+    engines: Sequence[str], store: str, request: BenchRequest, say: Callable[[str], None]
+) -> BenchReport:
+    """Return what one run of all ``engines``, in turns, found.
+
+    Raises:
+        UsageError: no engine, or more than one, has a name; or one is named twice.
+        MissingBackendError: an engine cannot run on this machine.
+        TrustError: an engine is not for the library that is installed here.
+    """
+    opened = Store.open(store)
+    manifests = _manifests(opened, engines, request)
+    fed = {name: feed(manifest, request.wish) for name, manifest in manifests.items()}
+    targets = tuple(dict.fromkeys(each.preimage.target for each in manifests.values()))
+    with contextlib.ExitStack() as stack:
+        meter = stack.enter_context(open_meter(targets))
+        contestants = []
+        for name, manifest in manifests.items():
+            say(f"load {name}")
+            contestants.append(_contestant(name, load(manifest.key, store), fed[name]))
+        outcome = contest(contestants, request.plan, meter, say)
+    return BenchReport(
+        machine=machine(),
+        engines=tuple(
+            _benched(name, manifest, fed[name], outcome, request.price_per_hour)
+            for name, manifest in manifests.items()
+        ),
+        comparisons=outcome.comparisons,
+        conditions=outcome.conditions,
+        valid=outcome.conditions.valid,
+        attempts=outcome.attempts,
+        price_per_hour=request.price_per_hour,
+        gates=_gates(outcome, next(iter(manifests)), request.min_speedup),
+    )
+
+
+def _manifests(
+    store: Store, engines: Sequence[str], request: BenchRequest
+) -> dict[str, Manifest]:
+    """Return the manifests by the names that the report uses, in the order given."""
+    found: dict[str, Manifest] = {}
+    for text in engines:
+        manifest = find_engine(store, text).read(Manifest)
+        target = manifest.preimage.target
+        name = f"{manifest.precision_requested} {manifest.key[:_SHOWN_DIGITS]}"
+        if name in found:
+            raise UsageError(f"{text}: this engine ({name}) is named twice: name each once")
+        reason = runtime(target.backend).cannot_run(target)
+        if reason:
+            raise MissingBackendError(f"{text}: engine {name} for {target}: {reason}")
+        found[name] = manifest
+    if request.min_speedup is not None and len(found) == 1:
+        raise UsageError(
+            "--min-speedup has nothing to compare: name the baseline first, then the engine"
+        )
+    return found
+
+
+def _contestant(name: str, session: Session, fed: Fed) -> Contestant:
+    shapes = sorted((key, array.shape) for key, array in fed.arrays.items())
+    lane = HostLane(session=session, inputs=fed.arrays)
+    return Contestant(
+        name=name,
+        fed=f"{shapes}",
+        batch_size=batch_size(fed.arrays),
+        worker=lane.call,
+        lanes={HOST: lane},
+    )
+
+
+def _benched(
+    name: str, manifest: Manifest, fed: Fed, outcome: Outcome, price_per_hour: float | None
+) -> BenchedEngine:
+    target = manifest.preimage.target
+    return BenchedEngine(
+        name=name,
+        key=manifest.key,
+        sha256=manifest.sha256,
+        bytes=manifest.bytes,
+        backend=target.backend,
+        backend_version=manifest.preimage.fingerprint.version,
+        arch=target.arch,
+        precision_requested=manifest.precision_requested,
+        inputs={key: array.shape for key, array in fed.arrays.items()},
+        batch_size=batch_size(fed.arrays),
+        data=fed.origin,
+        latency=tuple(
+            Timed(
+                way=way,
+                latency_ms=summarize(latency),
+                warm_up=latency.warm_up or WarmUp(seconds=0, calls=0, settled=False),
+            )
+            for owner, way, latency in outcome.latencies
+            if owner == name
+        ),
+        throughput=tuple(
+            Throughput(
+                rate=rate,
+                cost_per_million=None
+                if price_per_hour is None
+                else rate.cost_per_million(price_per_hour),
+            )
+            for rate in outcome.rates[name]
+        ),
+    )
+
+
+def _gates(outcome: Outcome, first: str, min_speedup: float | None) -> tuple[GateResult, ...]:
+    """Judge every engine that was compared with the first; an invalid run fails."""
+    if min_speedup is None:
+        return ()
+    invalid = ", ".join(outcome.conditions.throttling)
+    rivals = [
+        each for each in outcome.comparisons if each.way == HOST and each.baseline == first
+    ]
+    if not rivals:
+        raise UsageError(
+            f"--min-speedup: nothing was given the same inputs as {first}: give --shape"
+        )
+    return tuple(
+        speed_gate(min_speedup, each.speedup, each.engine, invalid=invalid) for each in rivals
+    )

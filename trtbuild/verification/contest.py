@@ -1,0 +1,202 @@
+"""Several engines in one run: latency by every clock, throughput, energy, and who is faster.
+
+The protocol, which knows no device (docs/decisions/0015-latency.md): what is called are lanes
+and workers, what is read is a meter. An invalid run is repeated a few times before it is given
+up, and then reported as what it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from trtbuild.backends.meter import HARMLESS
+from trtbuild.engine import Value
+from trtbuild.verification.conditions import Conditions, Watch
+from trtbuild.verification.intervals import ratio
+from trtbuild.verification.latency import measure_lanes
+from trtbuild.verification.rates import Rate, RatePlan, Worker, rates
+from trtbuild.verification.results import Latency, Speedup
+from trtbuild.verification.turns import LatencyPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from trtbuild.backends.meter import Meter
+    from trtbuild.verification.turns import Lane
+
+_ERROR = 0.05
+_COOLING_S = 20.0
+_LOOK_S = 0.5
+
+
+class Way(Value, frozen=True, kw_only=True):
+    """How a call was timed: by which clock, with or without copies, as a CUDA graph or not.
+
+    ``transfers`` are the copies between host and device, which the ``host`` clock always has
+    (on a processor there is nothing to copy).
+    """
+
+    clock: Literal["host", "cuda events"] = "host"
+    transfers: bool = True
+    cuda_graph: bool = False
+
+    def __str__(self) -> str:
+        """Return what a table calls it, ``CUDA events, no copies, graph``."""
+        words = ["host clock"] if self.clock == "host" else ["CUDA events"]
+        if self.clock == "cuda events":
+            words.append("with copies" if self.transfers else "no copies")
+        return ", ".join(words + (["graph"] if self.cuda_graph else []))
+
+
+HOST = Way()
+
+
+class ContestPlan(Value, frozen=True, kw_only=True):
+    """How to measure; an invalid run is repeated until there were ``attempts``."""
+
+    latency: LatencyPlan
+    rate: RatePlan
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One engine, the ways to time it, and what threads call.
+
+    ``fed`` says what it is given, so that only engines which do the same work are compared.
+    """
+
+    name: str
+    fed: str
+    batch_size: int
+    worker: Callable[[], object]
+    lanes: Mapping[Way, Lane] = field(default_factory=dict)
+
+
+class Comparison(Value, frozen=True, kw_only=True):
+    """Two engines, timed in one way: how many times faster ``engine`` is than ``baseline``.
+
+    The interval is wide enough for all comparisons of a way to hold together (95 %,
+    Bonferroni). ``distinct`` is false where it has 1 inside: the two cannot be told apart.
+    """
+
+    engine: str
+    baseline: str
+    way: Way
+    speedup: Speedup
+    distinct: bool
+
+
+class Outcome(Value, frozen=True, kw_only=True):
+    """Everything that one contest found, by the names of the contestants.
+
+    ``latencies`` has one entry per contestant and way, in their order. ``attempts`` counts the
+    runs; the figures are of the last one, the only one that may be valid.
+    """
+
+    latencies: tuple[tuple[str, Way, Latency], ...]
+    rates: dict[str, tuple[Rate, ...]]
+    comparisons: tuple[Comparison, ...]
+    conditions: Conditions
+    attempts: int
+
+
+def contest(
+    contestants: Sequence[Contestant],
+    plan: ContestPlan,
+    meter: Meter,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Measure all contestants in turns, again while the device throttles.
+
+    Raises:
+        ValueError: there is no contestant, or two have one name.
+    """
+    if not contestants or len({each.name for each in contestants}) < len(contestants):
+        message = "expected contestants with names of their own"
+        raise ValueError(message)
+    for attempt in itertools.count(1):
+        found = _run(contestants, plan, meter, say)
+        throttling = found.conditions.throttling
+        if not throttling or attempt == plan.attempts:
+            return msgspec.structs.replace(found, attempts=attempt)
+        say(f"throttled ({', '.join(throttling)}): the run is invalid, measure again")
+        _cool(meter)
+    raise AssertionError  # pragma: no cover  an endless loop has no end
+
+
+def _run(
+    contestants: Sequence[Contestant],
+    plan: ContestPlan,
+    meter: Meter,
+    say: Callable[[str], None],
+) -> Outcome:
+    lanes = {(each.name, way): lane for each in contestants for way, lane in each.lanes.items()}
+    keys = {str(index): key for index, key in enumerate(lanes)}
+    sizes = {each.name: each.batch_size for each in contestants}
+    with Watch(meter) as watch:
+        say(f"latency: {len(contestants)} engines in turns")
+        found = measure_lanes(
+            {index: lanes[key] for index, key in keys.items()},
+            {index: sizes[key[0]] for index, key in keys.items()},
+            plan.latency,
+        )
+        say(f"throughput: {' '.join(map(str, plan.rate.threads))} threads")
+        workers = {
+            each.name: Worker(call=each.worker, batch_size=each.batch_size)
+            for each in contestants
+        }
+        speeds = rates(workers, plan.rate, meter)
+    latencies = {key: found[index] for index, key in keys.items()}
+    return Outcome(
+        latencies=tuple((*key, latency) for key, latency in latencies.items()),
+        rates=speeds,
+        comparisons=compare(contestants, latencies),
+        conditions=watch.conditions(),
+        attempts=1,
+    )
+
+
+def compare(
+    contestants: Sequence[Contestant], latencies: Mapping[tuple[str, Way], Latency]
+) -> tuple[Comparison, ...]:
+    """Return every pair of engines that were fed alike and timed in the same way."""
+    ways = dict.fromkeys(way for _, way in latencies)
+    pairs = [
+        (way, first.name, second.name)
+        for way in ways
+        for first, second in itertools.combinations(contestants, 2)
+        if first.fed == second.fed
+        and (first.name, way) in latencies
+        and (second.name, way) in latencies
+    ]
+    found = []
+    for way, baseline, engine in pairs:
+        level = 1 - _ERROR / sum(each == way for each, _, _ in pairs)
+        speedup = ratio(
+            np.asarray(latencies[baseline, way].samples_ms),
+            np.asarray(latencies[engine, way].samples_ms),
+            level,
+        )
+        distinct = not speedup.low <= 1 <= speedup.high
+        found.append(
+            Comparison(
+                engine=engine, baseline=baseline, way=way, speedup=speedup, distinct=distinct
+            )
+        )
+    return tuple(found)
+
+
+def _cool(meter: Meter) -> None:
+    """Wait until nothing holds the clocks down any more, for 20 s at most."""
+    end = time.monotonic() + _COOLING_S
+    while time.monotonic() < end:
+        if not set(meter.read().reasons or ()) - set(HARMLESS):
+            return
+        time.sleep(_LOOK_S)
