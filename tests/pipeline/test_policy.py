@@ -82,6 +82,20 @@ def test_the_search_keeps_the_node_that_costs_the_metric_and_no_other(
     assert [(p.source, p.kept[0].node) for p in same.policies] == [("recipe", INNER)]
 
 
+def test_the_method_is_chosen_again_without_what_a_found_policy_keeps(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    auto = models.with_quantization(recipe, method="auto")
+    found = trtbuild.build(auto, store(tmp_path))
+    named = models.with_quantization(auto, policy="all", keep_float=(INNER,))
+    by_hand = trtbuild.build(named, store(tmp_path))
+    (chosen,) = (row for row in found.calibration if row.chosen)
+    assert chosen.method.endswith(", policy's nodes kept")
+    (best,) = (row for row in by_hand.calibration if row.chosen)
+    assert chosen.method == f"{best.method}, policy's nodes kept"
+    assert found.engines[0].sha256 == by_hand.engines[0].sha256
+
+
 def test_a_found_policy_is_a_file_that_gives_the_same_engine_without_a_search(
     recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import NAMES, backend
@@ -13,12 +13,12 @@ from trtbuild.engine import Value
 from trtbuild.errors import BuildError
 from trtbuild.graph.cost import count_macs
 from trtbuild.pipeline.cast import Lowering, lowered, scanned
-from trtbuild.pipeline.choice import PLAIN_MAX
+from trtbuild.pipeline.choice import PLAIN_MAX, refined
 from trtbuild.pipeline.engines import profile_of
 from trtbuild.pipeline.keeping import assigned
 from trtbuild.pipeline.legacy import given_by
 from trtbuild.pipeline.network import Network
-from trtbuild.pipeline.policy_search import decide, named_policy
+from trtbuild.pipeline.policy_search import decide, kept_by, named_policy
 from trtbuild.pipeline.ranges import ranges_for
 from trtbuild.pipeline.refining import Refining
 from trtbuild.pipeline.search import Candidate, Search, fixed
@@ -84,7 +84,13 @@ def quantized(
         ranges: Ranges = {}
         if data is not None and given[scheme.name].incomplete:
             ranges, _ = ranges_for(context, graph, data, scheme, placements[scheme.name])
-        work = _Quantizing(context, graph, data, scheme, placements[scheme.name])
+        work = _Quantizing(
+            context=context,
+            graph=graph,
+            data=data,
+            scheme=scheme,
+            placement=placements[scheme.name],
+        )
         networks[scheme.name] = work.network(ranges, given[scheme.name])
     return networks
 
@@ -99,7 +105,10 @@ def subject_of(context: Context, graph: Graph, data: Data, scheme: Scheme) -> Su
     placement = placements_of(context, graph, (scheme,))[scheme.name]
     given = given_by(context, None, graph, scheme, placement)
     ranges, _ = ranges_for(context, graph, data, scheme, placement)
-    return _Quantizing(context, graph, data, scheme, placement).subject(ranges, given, data)
+    work = _Quantizing(
+        context=context, graph=graph, data=data, scheme=scheme, placement=placement
+    )
+    return work.subject(ranges, given, data)
 
 
 def measured(context: Context, graph: Graph, data: Data) -> tuple[Ranges, str]:
@@ -144,73 +153,82 @@ def _expect_nodes(context: Context, placement: Placement) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Quantizing:
-    """One scheme on its way from ranges to a Q/DQ graph."""
+    """One scheme on its way from ranges to a Q/DQ graph.
 
-    def __init__(
-        self,
-        context: Context,
-        graph: Graph,
-        data: Data | None,
-        scheme: Scheme,
-        placement: Placement,
-    ) -> None:
-        self._context = context
-        self._graph = graph
-        self._data = data
-        self._scheme = scheme
-        self._placement = placement
-        # The twin of a TensorRT graph must compute what is written; integer kernels are what
-        # an asymmetric engine runs on this machine.
-        self._fused = scheme.activation == "uint8"
+    ``kept`` is what ``placement`` leaves in floating point beside what the recipe does.
+    """
+
+    context: Context
+    graph: Graph
+    data: Data | None
+    scheme: Scheme
+    placement: Placement
+    kept: frozenset[str] = frozenset()
+
+    @property
+    def fused(self) -> bool:
+        """Whether trials run integer kernels.
+
+        The twin of a TensorRT graph must compute what is written; integer kernels are what an
+        asymmetric engine runs on this machine.
+        """
+        return self.scheme.activation == "uint8"
 
     def network(self, ranges: Ranges, given: Given) -> Network:
-        found, trials = self._chosen(ranges, given)
+        found, trials = self.chosen(ranges, given)
         plan, policy = self._decided(found.plan)
+        name = found.name
+        if policy is not None and policy.source == "search" and policy.kept:
+            plan, name, more = self._chosen_again(found, plan, kept_by(policy), given)
+            trials |= more
         graph = self._written(plan)
-        rows = _rows(found.name, trials, self._scheme)
-        if self._scheme.rest == "fp32":
-            network = Network(graph=graph, twin=graph, fused=self._fused, rows=())
+        rows = _rows(name, trials, self.scheme)
+        if self.scheme.rest == "fp32":
+            network = Network(graph=graph, twin=graph, fused=self.fused, rows=())
         else:
             network = self._lowered(graph, plan.graph)
         return replace(network, rows=rows, policy=policy)
 
     def subject(self, ranges: Ranges, given: Given, data: Data) -> Subject:
-        found, _ = self._chosen(ranges, given)
+        found, _ = self.chosen(ranges, given)
         return Subject(
             plan=found.plan, trials=self._trials(data), macs=self._macs(), method=found.name
         )
 
-    def _chosen(self, ranges: Ranges, given: Given) -> tuple[Found, dict[str, Trial]]:
+    def chosen(self, ranges: Ranges, given: Given) -> tuple[Found, dict[str, Trial]]:
+        """Return the way to quantize ``placement``, and everything that was tried for it."""
         start = Candidate(
-            graph=self._graph,
-            placement=self._placement,
+            graph=self.graph,
+            placement=self.placement,
             ranges=ranges,
             known=given.intervals,
             words=(given.header,) if given.header else (),
+            kept=self.kept,
         )
-        known = fp8.candidates if self._scheme.activation == "fp8" else candidates
-        methods = known(self._context.recipe.quantization.method)
+        known = fp8.candidates if self.scheme.activation == "fp8" else candidates
+        methods = known(self.context.recipe.quantization.method)
         methods = methods if given.incomplete else ("",)
-        if self._data is None:
-            return fixed(start, methods[0], self._scheme), {}
-        return self._searched(self._data, start, methods)
+        if self.data is None:
+            return fixed(start, methods[0], self.scheme), {}
+        return self._searched(self.data, start, methods)
 
     def _searched(
         self, data: Data, start: Candidate, methods: tuple[str, ...]
     ) -> tuple[Found, dict[str, Trial]]:
         """Return the way to quantize, and everything that was tried for it."""
         search = Search(runner=self._trials(data), metric=data.provider.metric)
-        if start.known or self._scheme.activation == "fp8":
+        if start.known or self.scheme.activation == "fp8":
             # A cache's scales fit the unchanged graph only; the techniques are for INT8.
             if len(methods) == 1:
-                return fixed(start, methods[0], self._scheme), {}
+                return fixed(start, methods[0], self.scheme), {}
             naive = {} if start.known else self._naive(start.ranges)
             return search.uniform(start, methods, naive), search.trials
-        work = Refining(context=self._context, data=data, scheme=self._scheme, search=search)
+        work = Refining(context=self.context, data=data, scheme=self.scheme, search=search)
         prepared = work.prepared(start)
         if len(methods) == 1:
-            found = fixed(prepared, methods[0], self._scheme)
+            found = fixed(prepared, methods[0], self.scheme)
         else:
             found = search.uniform(prepared, methods, self._naive(start.ranges))
             found = work.refined(found)
@@ -218,21 +236,45 @@ class _Quantizing:
 
     def _decided(self, plan: Plan) -> tuple[Plan, PolicyReport | None]:
         """Return the plan without what the recipe's policy leaves in floating point."""
-        if self._data is None:
-            return plan, named_policy(self._context, self._scheme, plan, self._macs())
-        found = decide(Subject(plan=plan, trials=self._trials(self._data), macs=self._macs()))
+        if self.data is None:
+            return plan, named_policy(self.context, self.scheme, plan, self._macs())
+        found = decide(Subject(plan=plan, trials=self._trials(self.data), macs=self._macs()))
         return found.plan, found.report
 
+    def _chosen_again(
+        self, found: Found, plan: Plan, kept: frozenset[str], given: Given
+    ) -> tuple[Plan, str, dict[str, Trial]]:
+        """Choose once more with ``kept`` in floating point; return the better of both plans.
+
+        A node that suffers in 8 bits decides which method looks best: without it, another may.
+        """
+        if self.data is None or given.intervals:
+            return plan, found.name, {}
+        context, graph, scheme = self.context, self.graph, self.scheme
+        left = assigned(context, graph).unquantized | kept
+        placement = quantizer.placement_of(graph, scheme, tuple(map(glob.escape, sorted(left))))
+        ranges, _ = ranges_for(context, graph, self.data, scheme, placement)
+        work = replace(self, placement=placement, kept=kept)
+        again, _ = work.chosen(ranges, given)
+        names = tuple(f"{each.name}, policy's nodes kept" for each in (found, again))
+        if again.plan.digest == plan.digest:
+            return plan, found.name, {}
+        plans = dict(zip(names, (plan, again.plan), strict=True))
+        tried = self._trials(self.data).tried("choose method again", plans)
+        metric = self.data.provider.metric
+        better = refined(tried[names[0]], [tried[names[1]]], metric).method
+        return plans[better], better, tried
+
     def _macs(self) -> dict[str, int]:
-        return count_macs(self._graph, profile_of(self._context, self._graph))
+        return count_macs(self.graph, profile_of(self.context, self.graph))
 
     def _trials(self, data: Data) -> Trials:
         return Trials(
-            context=self._context,
+            context=self.context,
             data=data,
-            reference=self._graph,
-            scheme=self._scheme,
-            fused=self._fused,
+            reference=self.graph,
+            scheme=self.scheme,
+            fused=self.fused,
         )
 
     def _lowered(self, graph: Graph, original: Graph) -> Network:
@@ -240,12 +282,12 @@ class _Quantizing:
 
         ``original`` is the graph before its pairs, in which tensors are measured.
         """
-        rest: Low = "bf16" if self._scheme.rest == "bf16" else "fp16"
-        extremes = scanned(self._context, original, self._data, rest)
+        rest: Low = "bf16" if self.scheme.rest == "bf16" else "fp16"
+        extremes = scanned(self.context, original, self.data, rest)
         wide = wide_products(graph, extremes.amax) if rest == "fp16" else {}
         if wide:
             worst = max(wide, key=lambda node: wide[node])
-            self._context.find(
+            self.context.find(
                 "cast",
                 f"{len(wide)} products of quantized numbers hand out FP32, since their sums "
                 f"would overflow FP16 before they are scaled: {worst!r} {wide[worst]:.4g}",
@@ -253,27 +295,27 @@ class _Quantizing:
         lowering = Lowering(
             precision=rest,
             extremes=extremes,
-            keep_float=assigned(self._context, self._graph).fp32,
+            keep_float=assigned(self.context, self.graph).fp32,
             wide=frozenset(wide),
         )
-        return lowered(self._context, graph, lowering)
+        return lowered(self.context, graph, lowering)
 
     def _naive(self, ranges: Ranges) -> dict[str, Plan]:
         """Return plain max on every node, to show what keeping some is for; none if all are."""
-        placement = quantizer.placement_of(self._graph, self._scheme, ())
-        if placement.nodes == self._placement.nodes:
+        placement = quantizer.placement_of(self.graph, self.scheme, ())
+        if placement.nodes == self.placement.nodes:
             return {}
-        intervals = thresholds(ranges, placement.observed, PLAIN_MAX, self._scheme)
-        return {_NAIVE: Plan(graph=self._graph, placement=placement, intervals=intervals)}
+        intervals = thresholds(ranges, placement.observed, PLAIN_MAX, self.scheme)
+        return {_NAIVE: Plan(graph=self.graph, placement=placement, intervals=intervals)}
 
     def _written(self, plan: Plan) -> Graph:
-        key = _NetworkKey(plan=plan.digest, scheme=self._scheme, version=quantizer.VERSION)
+        key = _NetworkKey(plan=plan.digest, scheme=self.scheme, version=quantizer.VERSION)
 
         def make(out: Path) -> tuple[Graph, _Nothing]:
-            return plan.write(self._scheme, out), _Nothing()
+            return plan.write(self.scheme, out), _Nothing()
 
-        name = f"quantize for {self._scheme.name}"
-        return self._context.remembered_graph(name, "network", key, _Nothing, make)[0]
+        name = f"quantize for {self.scheme.name}"
+        return self.context.remembered_graph(name, "network", key, _Nothing, make)[0]
 
 
 def _rows(

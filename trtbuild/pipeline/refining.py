@@ -83,7 +83,7 @@ class Refining:
         graph = migrated(self.context, start.graph, self.data, start.placement, technique)
         if graph is None:
             return None
-        kept = assigned(self.context, start.graph).unquantized
+        kept = assigned(self.context, start.graph).unquantized | start.kept
         names = tuple(glob.escape(name) for name in sorted(kept))
         placement = quantizer.placement_of(graph, self.scheme, names)
         ranges, _ = ranges_for(self.context, graph, self.data, self.scheme, placement)
@@ -92,4 +92,5 @@ class Refining:
             placement=placement,
             ranges=ranges,
             words=(*start.words, technique),
+            kept=start.kept,
         )

@@ -35,7 +35,8 @@ class Candidate:
     """A graph that can be quantized, and what is known of its tensors.
 
     ``known`` are intervals that no method chooses; ``words`` tell what was done to the graph or
-    where those intervals are from.
+    where those intervals are from. ``kept`` are nodes that ``placement`` leaves in floating
+    point beside those that the recipe does.
     """
 
     graph: Graph
@@ -43,6 +44,7 @@ class Candidate:
     ranges: Ranges
     known: Thresholds = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass(kw_only=True)
