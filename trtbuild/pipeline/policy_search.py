@@ -199,7 +199,7 @@ class Search:
     def effect(self, kept: frozenset[str]) -> Effect:
         """Return what quantizing everything but ``kept`` does; measured once."""
         if kept not in self._effects:
-            name = f"{len(kept)} nodes kept"
+            name = f"{len(kept)} node{'' if len(kept) == 1 else 's'} kept"
             self._effects[kept] = self.subject.trials.effects(
                 {name: self.subject.without(kept)}
             )[name]

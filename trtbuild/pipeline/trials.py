@@ -50,6 +50,9 @@ VERSION = 1
 
 _KIND = "effect"
 
+_NAMED = 3
+"""Plans of one run that a progress line names."""
+
 _TRIAL_BYTES = 1 << 30
 """Models that are tried at the same time, by the size of their files in all."""
 
@@ -237,8 +240,10 @@ class Trials:
             reference = open_graph(self.reference.path, fused=True)
             metric = self.data.provider.metric
             for group in _groups(graphs):
-                names = ", ".join(unique[key][0] for key in group)
-                self.context.say(f"try {names} for {self.scheme.name}")
+                names = [unique[key][0] for key in group]
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                said = "; ".join(names[:_NAMED]) + more
+                self.context.say(f"try {said} for {self.scheme.name}")
                 sessions: dict[str, Session] = {
                     key: open_graph(graphs[key].path, fused=self.fused) for key in group
                 }
