@@ -133,7 +133,8 @@ class Layer(Value, frozen=True, kw_only=True):
     where nobody looked. ``role`` is what a layer does that computes nothing of the model:
     ``quantize`` (it only quantizes or dequantizes) or ``reformat`` (another layout or type),
     with the types that it ``reads`` and ``writes`` and, where all shapes are known, the bytes
-    of both. ``milliseconds`` is its time per call, where it was measured.
+    of both. ``engine_name`` is what the library's own profiler calls the layer, whose names are
+    not always the model's; ``milliseconds`` is its time per call, where it was measured.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Layer(Value, frozen=True, kw_only=True):
     reads: str = ""
     writes: str = ""
     moved_bytes: int | None = None
+    engine_name: str = ""
     milliseconds: float | None = None
 
 

@@ -32,14 +32,16 @@ INT8 = "Thirty-two wide channel vectorized row major Int8 format"
 
 def tensor(
     name: str, told: str, *, split: bool = False, sizes: tuple[int, ...] = (8, 32)
-) -> Any:  # noqa: ANN401  JSON
-    found = {"Name": name, "Location": "Device", "Dimensions": list(sizes)}
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"Name": name, "Location": "Device", "Dimensions": list(sizes)}
     if split:
         return found | {"Format": "(NHWC) Channel major format", "Datatype": told}
     return found | {"Format/Datatype": told}
 
 
-def entry(name: str, kind: str, reads: Any, writes: Any, **more: object) -> dict[str, object]:  # noqa: ANN401  JSON
+def entry(
+    name: str, kind: str, reads: object, writes: object, **more: object
+) -> dict[str, object]:
     inputs, outputs = (each if isinstance(each, list) else [each] for each in (reads, writes))
     return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": outputs, **more}
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,8 @@ from onnx import helper, numpy_helper
 from tests.backends import building, graphs
 from tests.farm.recipes import make_folder, trtbuild
 from trtbuild.backends import processor
+from trtbuild.engine import Manifest
+from trtbuild.store import Store, make_record
 
 HERE = f"onnxruntime:{processor.arch()}"
 
@@ -95,6 +99,7 @@ def test_only_compute_layers_that_fell_short_are_listed_unless_all_are_asked_for
     assert " int8 " not in table.partition("compute layers are in")[0]
     assert "1 of 2 compute layers are in int8" in table
     assert f"--layers lists all {count}" in table
+    assert "1 of them the network itself does not ask for in int8" in table
     everything = text(key, store, "--layers").partition("Layers\n")[2]
     assert "second" in everything
     assert " int8 " in everything
@@ -137,6 +142,80 @@ def test_a_plan_file_shows_its_header_and_whether_it_is_whole(tmp_path: Path) ->
     assert "sm_89" in text(plan, none)
     assert f"says {plan.stat().st_size} bytes, it has 300" in text(cut, none)
     assert not none.exists()
+
+
+def tensorrt_plan(size: int, version: tuple[int, ...] = (10, 13, 0, 35)) -> bytes:
+    """Return a file with the header of TensorRT, as trt_plan's docstring cites it."""
+    head = struct.pack("<4sIIIQ4B", b"ftrt", 0, 0xF0, 0, size, *version)
+    return head + bytes(size - len(head))
+
+
+def test_a_plan_of_tensorrt_shows_its_version_and_what_its_header_does_not_tell(
+    tmp_path: Path,
+) -> None:
+    plan, cut, old = (tmp_path / f"{name}.plan" for name in ("whole", "cut", "old"))
+    plan.write_bytes(tensorrt_plan(400))
+    cut.write_bytes(tensorrt_plan(400)[:300])
+    old.write_bytes(tensorrt_plan(400, (0, 0, 0, 0)))
+    found = document(plan, tmp_path / "none")
+    assert (found["header"]["library"], found["header"]["version"]) == (
+        "tensorrt",
+        "10.13.0.35",
+    )
+    assert (found["whole"], found["offset"], found["header"]["archs"]) == (True, 0, [])
+    shown = text(plan, tmp_path / "none")
+    assert "TensorRT engine, not of this store" in shown
+    assert "not told by the header: the GPU that it was built on" in shown
+    assert "DAMAGED: its header says 400 bytes, it has 300" in text(cut, tmp_path / "none")
+    assert "older than those that tell it" in text(old, tmp_path / "none")
+
+
+def test_a_plan_behind_the_metadata_of_ultralytics_is_found(tmp_path: Path) -> None:
+    plan = tmp_path / "yolo.engine"
+    front = json.dumps({"task": "detect", "imgsz": [640, 640]}).encode()
+    plan.write_bytes(len(front).to_bytes(4, "little") + front + tensorrt_plan(400))
+    found = document(plan, tmp_path / "none")
+    assert (found["whole"], found["offset"]) == (True, 4 + len(front))
+    shown = text(plan, tmp_path / "none")
+    assert f"{4 + len(front)} bytes that are not TensorRT's" in shown
+    assert "task, imgsz" in shown
+
+
+def test_times_of_layers_are_measured_here_and_the_slowest_stand_first(store: Path) -> None:
+    key = reported(store)["key"]
+    done = trtbuild("inspect", key, "--store", store, "--json", "--times")
+    assert done.returncode == 0, done.stderr
+    times = [layer["milliseconds"] for layer in json.loads(done.stdout)["layers"]]
+    assert all(isinstance(each, float) and each >= 0 for each in times)
+    assert any(each > 0 for each in times)
+    shown = text(key, store, "--times", "--layers").partition("the slowest first")[2]
+    cells = [
+        line.split() for line in shown.splitlines() if " %" in line and "layers" not in line
+    ]
+    assert [float(each[0]) for each in cells] == sorted(float(e[0]) for e in cells)[::-1]
+    assert len(cells) == len(times)
+    assert all(layer["milliseconds"] is None for layer in document(key, store)["layers"])
+
+
+def test_times_of_what_does_not_run_here_say_where_to_measure(
+    store: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "x.plan"
+    plan.write_bytes(tensorrt_plan(400))
+    refused = trtbuild("inspect", plan, "--store", store, "--times")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "trtbuild engine" in refused.stderr
+    opened = Store.open(str(store))
+    here = opened.get("engine", reported(store)["key"])
+    assert here is not None
+    manifest = here.read(Manifest)
+    target = msgspec.structs.replace(manifest.preimage.target, arch="x86_64-other")
+    preimage = msgspec.structs.replace(manifest.preimage, target=target)
+    moved = msgspec.structs.replace(manifest, key=preimage.digest, preimage=preimage)
+    opened.put(make_record("engine", preimage.digest, preimage, moved, here.blobs))
+    elsewhere = trtbuild("inspect", preimage.digest, "--store", store, "--times")
+    assert (elsewhere.returncode, elsewhere.stdout) == (3, "")
+    assert "--times: the engine is for onnxruntime:x86_64-other" in elsewhere.stderr
 
 
 def test_an_onnx_file_shows_signature_operators_and_parameters(tmp_path: Path) -> None:
@@ -198,6 +277,7 @@ def test_what_is_no_engine_is_one_line_and_exit_code_2(store: Path, tmp_path: Pa
     (tmp_path / "notes.txt").write_text("no engine\n")
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "short.engine").write_bytes(b"vtrt")
+    (tmp_path / "short.plan").write_bytes(b"ftrt" + bytes(20))
     names = ["nothing-like-it", str(tmp_path), *map(str, sorted(tmp_path.iterdir()))]
     for name in names:
         done = trtbuild("inspect", name, "--store", store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from onnx.external_data_helper import set_external_data
 
 import trtbuild
 from tests.pipeline import models
-from trtbuild.canonical import sha256_file
+from trtbuild.canonical import encode, sha256_file
 from trtbuild.engine import EngineKey, Manifest
 from trtbuild.errors import DataError
 from trtbuild.store import Store, make_record
@@ -212,3 +213,24 @@ def test_a_provider_that_fails_or_changes_at_a_later_call_is_told(
         build(recipe, tmp_path)
     store = Store.open(str(tmp_path / "store"))
     assert not list(store.records("engine"))
+
+
+def test_an_engine_that_another_version_recorded_is_made_again(tmp_path: Path) -> None:
+    """A newer version has more to tell of an engine; its old record must not stop a run."""
+    recipe = models.recipe(tmp_path, "onnxruntime")
+    store = Store.open(str(tmp_path / "store"))
+    (first,) = trtbuild.build(recipe, tmp_path / "store").engines
+    record = store.get("engine", first.key)
+    assert record is not None
+    value = msgspec.json.decode(record.value)
+    del value["fused_layers"]
+    (path,) = (tmp_path / "store").glob(f"v1/ac/engine/*/{first.key}")
+    path.unlink()
+    store.put(msgspec.structs.replace(record, value=msgspec.Raw(encode(value))))
+    shutil.rmtree(tmp_path / "store" / "v1" / "ac" / "memo")
+    report = trtbuild.build(recipe, tmp_path / "store")
+    assert (report.engines[0].cached, report.engines[0].fused_layers) == (
+        False,
+        first.fused_layers,
+    )
+    assert "1 results of another version" in report.findings[-1].text

@@ -16,9 +16,10 @@ import onnx
 from trtbuild.engine import Layer, Layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from trtbuild.backends.staging import Staged
+    from trtbuild.engine import Role
 
 _STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _ADDED = re.compile(r"(?:_nchwc|_token_\d+)+$")
@@ -61,6 +62,8 @@ _FLOAT_KINDS = frozenset(
 _PACKED_KIND = "MatMulNBits"
 _INT4_BITS = 4
 
+_REFORMATS = frozenset({"Cast", "ReorderInput", "ReorderOutput", "Transpose"})
+
 _INT8_LEVEL = 4
 """The accuracy level at which MatMulNBits multiplies in INT8 (ONNX Runtime, contrib ops)."""
 
@@ -85,12 +88,14 @@ def read_layers(optimized: onnx.ModelProto, staged: Staged) -> Layers:
     """Return one layer per node of the ``optimized`` graph, with the user's nodes it covers."""
     types = _types(optimized.graph)
     covered = _Cover(staged).of(optimized.graph.node)
+    interface = {value.name for value in (*optimized.graph.input, *optimized.graph.output)}
     layers = []
-    for node, names in zip(optimized.graph.node, covered, strict=True):
+    for index, (node, names) in enumerate(zip(optimized.graph.node, covered, strict=True)):
         operators = {staged.nodes[name].operator for name in names}
         known = node.op_type in _INT8_KINDS or node.op_type in _FLOAT_KINDS
         compute = known and (node.op_type not in _REWRITTEN or bool(operators & COMPUTE))
         ordered = sorted(names, key=lambda name: _rank(staged.nodes[name].operator))
+        role = _role(node, names) if interface.isdisjoint((*node.input, *node.output)) else ""
         layers.append(
             Layer(
                 name=staged.original(node.name) or node.op_type,
@@ -99,6 +104,10 @@ def read_layers(optimized: onnx.ModelProto, staged: Staged) -> Layers:
                 compute=compute,
                 nodes=tuple(staged.nodes[name].name for name in ordered),
                 weights="int4" if _packed_bits(node) == _INT4_BITS else "",
+                engine_name=node.name or f"{node.op_type}_{index}",
+                role=role,
+                reads=_word(types, node.input) if role else "",
+                writes=_word(types, node.output) if role else "",
             )
         )
     return Layers(layers=tuple(layers))
@@ -109,6 +118,19 @@ def _rank(operator: str) -> int:
     if operator in COMPUTE:
         return 0
     return 2 if operator in {"QuantizeLinear", "DequantizeLinear"} else 1
+
+
+def _role(node: onnx.NodeProto, names: list[str]) -> Role:
+    """Return what a node does beside the model; what the optimizer added covers no node."""
+    if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        return "quantize"
+    return "reformat" if node.op_type in _REFORMATS and not names else ""
+
+
+def _word(types: Mapping[str, int], names: Sequence[str]) -> str:
+    """Return our word for the type of the first tensor."""
+    kind = types.get(names[0], 0) if names else 0
+    return _WORDS.get(kind, onnx.TensorProto.DataType.Name(kind).lower())
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, int]:

@@ -212,7 +212,7 @@ def _attributed(found: Sequence[_Layer], nodes: Mapping[str, Node]) -> list[Fact
         fused = missing and not _OTHER_KINDS.search(each.kind)
         facts.append(
             Facts(
-                name=_user_names(each.name, nodes),
+                name=each.name,
                 kind=each.kind,
                 staged=names,
                 product=is_known or fused or _MHA in each.name,
@@ -241,10 +241,6 @@ def _role(each: _Layer) -> Role:
     if each.kind.lower() == "reformat" or each.name.startswith(_REFORMAT):
         return "reformat"
     return ""
-
-
-def _user_names(text: str, nodes: Mapping[str, Node]) -> str:
-    return _STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], text)
 
 
 def _expect_products(facts: Sequence[Facts], nodes: Mapping[str, Node]) -> None:

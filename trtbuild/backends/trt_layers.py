@@ -44,7 +44,6 @@ _TENSOR = re.compile(
 )
 _IO = re.compile(r"^ Name: (.*), IOMode: ", re.MULTILINE)
 _PROFILE = re.compile(r"_myl(\d+)_\d+$")
-_STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _UNIT_SEPARATOR = "\x1f"
 
 _COMPUTE_KINDS = frozenset({"correlation", "deconv", "gemm"})
@@ -85,7 +84,7 @@ def _layer(match: re.Match[str], nodes: Mapping[str, Node], interface: frozenset
     staged = tuple(name for name in _metadata(match["metadata"]) if name in nodes)
     kind = match["type"]
     facts = Facts(
-        name=_STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], match["name"]),
+        name=match["name"],
         kind=kind,
         staged=staged,
         product=(

@@ -16,8 +16,11 @@ _PARSING = re.compile(r"Parsing node: (onnx_node_\d+) ")
 _PLACE = re.compile(r" In \w+ at \S+:\d+")
 _UINT8 = "DequantizeLinear with UINT8 zero_point"
 
-_SCALES = re.compile(r"Converting conv (?:activation|weight) scales to fp32")
-"""Told of all engines with INT8 or FP8 convolutions in FP16: as it should be."""
+_HARMLESS = re.compile(
+    r"Converting conv (?:activation|weight) scales to fp32|Make sure input .* has Int64 binding"
+)
+"""Told of all engines with INT8 or FP8 convolutions in FP16, and with INT64 inputs: as it
+should be, the runtime checks the type of every input."""
 
 _REMEDIES = (
     ("within workspace limit", "raise the build option workspace_mib"),
@@ -58,7 +61,7 @@ class Messages:
             if NOISE not in text.partition(" In ")[0]:
                 self.errors.append(self.tidy(text))
         elif severity == "WARNING":
-            if not _SCALES.search(text):
+            if not _HARMLESS.search(text):
                 self.warnings.append(self.tidy(text))
         elif text.startswith(HEADER):
             self.layers = text

@@ -1,16 +1,22 @@
-"""The header of a TensorRT-RTX engine: enough to tell a whole one from anything else.
+"""The header of a TensorRT or TensorRT-RTX engine: enough to tell one from anything else.
 
-Its layout is not documented; it was read from engines of version 1.7.1 and is only a cheap
-extra check. The identity of an engine is in its manifest.
+Its layout is not documented: that of RTX was read from engines of version 1.7.1, that of
+TensorRT is as users report it (NVIDIA/TensorRT issue 3073, whose offset of the version Autoware
+reads too, and the mark by which pytorch/TensorRT knows a plan). It is only a cheap extra check;
+the identity of an engine is in its manifest.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 from trtbuild.engine import Value
 
-_MAGIC = b"vtrt"
+_RTX, _TENSORRT = b"vtrt", b"ftrt"
+_FIRST_MAJOR = 5
+"""Of TensorRT; a smaller number stands where older versions wrote no version."""
+
 _HEADER = struct.Struct("<4sIIIQ4B4sQ16xQ")
 _ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 
@@ -19,30 +25,44 @@ HEADER_BYTES = _HEADER.size
 
 
 class Header(Value, frozen=True, kw_only=True):
-    """What the header says: the library's version, the engine's architectures and sizes.
+    """What the header says: the library and its version, the engine's architectures and sizes.
 
-    ``bytes`` is the length of the whole file. ``weights_bytes`` is 0 also for engines that
-    stream their weights.
+    ``bytes`` is the length of the whole engine. ``weights_bytes`` is 0 also for engines that
+    stream their weights. TensorRT tells no architectures and no weights in it, and ``version``
+    is empty for those of its versions that did not tell theirs.
     """
 
+    library: Literal["tensorrt", "tensorrt-rtx"]
     version: str
     archs: tuple[str, ...]
     bytes: int
-    weights_bytes: int
+    weights_bytes: int | None
+
+
+def is_plan(start: bytes) -> bool:
+    """Tell whether a file that begins with ``start`` claims to be an engine."""
+    return start[:4] in {_RTX, _TENSORRT}
 
 
 def read_header(plan: bytes) -> Header | None:
     """Return the header of an engine, of which ``plan`` is at least the first 64 bytes.
 
-    ``None`` where they do not start as a TensorRT-RTX engine does.
+    ``None`` where they do not start as an engine of TensorRT or TensorRT-RTX does.
     """
     if len(plan) < HEADER_BYTES:
         return None
     magic, _, _, _, length, *version, again, mask, weights = _HEADER.unpack_from(plan)
-    if magic != _MAGIC or again != _MAGIC:
+    told = ".".join(map(str, version))
+    if magic == _TENSORRT:
+        told = told if version[0] >= _FIRST_MAJOR else ""
+        return Header(
+            library="tensorrt", version=told, archs=(), bytes=length, weights_bytes=None
+        )
+    if magic != _RTX or again != _RTX:
         return None
     return Header(
-        version=".".join(map(str, version)),
+        library="tensorrt-rtx",
+        version=told,
         archs=tuple(name for bit, name in enumerate(_ARCHS) if mask >> bit & 1),
         bytes=length,
         weights_bytes=weights,
@@ -54,7 +74,7 @@ def problem(plan: bytes, arch: str) -> str:
     if len(plan) < HEADER_BYTES:
         return f"it has {len(plan)} bytes, fewer than a header"
     header = read_header(plan)
-    if header is None:
+    if header is None or header.library != "tensorrt-rtx":
         return "it does not start as a TensorRT-RTX engine does"
     if header.bytes != len(plan):
         return f"its header says {header.bytes} bytes, it has {len(plan)}"

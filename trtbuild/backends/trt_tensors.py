@@ -34,6 +34,7 @@ COMPUTE_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsu
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _CONVERTERS = _QUANTIZERS | {"Cast"}
+_STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _MOVES = re.compile(r"__myl_(?:Move|Tran|Cast|Repl|Copy|Resh)+_myl")
 """A generated kernel that moves and casts only; of no node's own, it is the builder's work."""
 
@@ -78,7 +79,7 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One layer as the library describes it, names still staged.
+    """One layer as the library describes it, under the ``name`` that it has in the engine.
 
     ``staged`` are the staged names of nodes that it covers. ``product`` tells whether it
     multiplies and accumulates; ``role`` is what its kind alone says, if anything. ``opaque``
@@ -113,7 +114,7 @@ def layer(facts: Facts, nodes: Mapping[str, Node], interface: frozenset[str]) ->
     sizes = [tensor.bytes for tensor in (*facts.inputs, *facts.outputs)]
     known = [size for size in sizes if size is not None]
     return Layer(
-        name=facts.name,
+        name=_STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], facts.name),
         kind=facts.kind,
         precision=_computed_in(facts) if facts.product else widest(everything),
         compute=facts.product,
@@ -122,6 +123,7 @@ def layer(facts: Facts, nodes: Mapping[str, Node], interface: frozenset[str]) ->
         role=role,
         reads=widest(facts.inputs or facts.constants) if role else "",
         writes=widest(facts.outputs) if role else "",
+        engine_name=facts.name,
         moved_bytes=sum(known) if role and len(known) == len(sizes) else None,
     )
 

@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.backends.trt_plan import HEADER_BYTES, Header, read_header
+import msgspec
+
+from trtbuild.backends.trt_plan import HEADER_BYTES, Header, is_plan, read_header
 from trtbuild.engine import Manifest, TensorSpec, Value
 from trtbuild.errors import SourceError, UsageError
 from trtbuild.store import Store, find_engine
@@ -14,6 +16,9 @@ from trtbuild.store.location import root_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+_FRONT_LIMIT_BYTES = 1 << 20
+"""As much of a file is looked at for an engine's header."""
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -26,16 +31,33 @@ class StoredEngine(Value, frozen=True):
 
 
 class PlanFile(Value, frozen=True):
-    """A TensorRT-RTX engine of which the store knows nothing; ``bytes`` is the file's size."""
+    """An engine of TensorRT or TensorRT-RTX of which the store knows nothing.
+
+    ``bytes`` is the file's size. ``front`` are the names of what stands before the engine,
+    which begins at ``offset``: Ultralytics writes its own metadata there.
+    """
 
     path: str
     bytes: int
     header: Header
+    offset: int = 0
+    front: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether the file is as long as its header says."""
-        return self.bytes == self.header.bytes
+        return self.bytes == self.offset + self.header.bytes
+
+    @property
+    def state(self) -> str:
+        """Whether it is whole, in words."""
+        if self.whole:
+            return "whole: as long as its header says"
+        said, has = self.header.bytes, self.bytes - self.offset
+        told = f"its header says {said} bytes, it has {has}"
+        if self.header.library == "tensorrt" and not self.header.version:
+            return f"not known: {told}, but so old a header may not tell its length"
+        return f"DAMAGED: {told}. Copy or build it again"
 
 
 class OnnxFile(Value, frozen=True):
@@ -77,11 +99,65 @@ def examine(text: str, store: str) -> Inspected:
             return _stored(Store.open(store), text)
         except UsageError:
             pass  # a file of which the store knows nothing
+    return _plan(path) or _onnx(path)
+
+
+def timed(found: Inspected, store: str) -> StoredEngine:
+    """Return an engine of the store with the times of its layers on this machine.
+
+    Raises:
+        UsageError: it is a file of which the store knows nothing.
+        MissingBackendError: it does not run on this machine.
+        TrustError: this machine has another version of its library.
+    """
+    from trtbuild.pipeline.layer_times import timed_layers
+
+    if not isinstance(found, StoredEngine):
+        raise UsageError(
+            f"{found.path}: --times runs engines of the store only, since what no manifest "
+            f"names was not verified. Build one with 'trtbuild engine' first"
+        )
+    layers = timed_layers(Store.open(store), found.manifest)
+    return StoredEngine(
+        path=found.path, manifest=msgspec.structs.replace(found.manifest, layers=layers)
+    )
+
+
+def _plan(path: Path) -> PlanFile | None:
+    """Return an engine file, or None where the file is something else.
+
+    Raises:
+        SourceError: it starts as an engine does and ends within the header.
+    """
     with path.open("rb") as file:
-        header = read_header(file.read(HEADER_BYTES))
+        start = file.read(_FRONT_LIMIT_BYTES)
+    offset, front = _front(start)
+    plan = start[offset:]
+    header = read_header(plan)
     if header is not None:
-        return PlanFile(path=text, bytes=path.stat().st_size, header=header)
-    return _onnx(path)
+        size = path.stat().st_size
+        return PlanFile(path=str(path), bytes=size, header=header, offset=offset, front=front)
+    if is_plan(plan):
+        raise SourceError(
+            f"{path}: a damaged engine: it ends after {len(plan)} bytes, within a header of "
+            f"{HEADER_BYTES}, or its header is not whole. Copy or build it again"
+        )
+    return None
+
+
+def _front(start: bytes) -> tuple[int, tuple[str, ...]]:
+    """Return where an engine begins behind a JSON object and its length, and that one's names.
+
+    So Ultralytics writes its files: four bytes of length, little-endian, then the JSON.
+    """
+    length = int.from_bytes(start[:4], "little")
+    if not (length > 0 and is_plan(start[4 + length :])):
+        return 0, ()
+    try:
+        found = msgspec.json.decode(start[4 : 4 + length])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0, ()
+    return (4 + length, tuple(map(str, found))) if isinstance(found, dict) else (0, ())
 
 
 def _stored(store: Store, text: str) -> StoredEngine:
@@ -98,8 +174,8 @@ def _onnx(path: Path) -> OnnxFile:
         if path.suffix == ".onnx":
             raise
         raise SourceError(
-            f"{path}: no TensorRT-RTX engine (it does not start with the header of one), and "
-            f"read as ONNX: {error}"
+            f"{path}: no engine of TensorRT or TensorRT-RTX (it does not start with the "
+            f"header of one), and read as ONNX: {error}"
         ) from error
     weights = [
         value.const_value

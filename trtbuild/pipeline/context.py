@@ -79,7 +79,11 @@ class Context:
         """
         key = digest(f"{kind}/v1", preimage)
         return self.stage(
-            name, kind, key, lambda: make_record(kind, key, preimage, self._made(name, make))
+            name,
+            kind,
+            key,
+            lambda: make_record(kind, key, preimage, self._made(name, make)),
+            shape,
         ).read(shape)
 
     def remembered_graph(
@@ -109,14 +113,24 @@ class Context:
             )
             return make_record(kind, key, preimage, value, blobs)
 
-        found = self.stage(name, kind, key, record)
+        found = self.stage(name, kind, key, record, StoredGraph)
         stored = found.read(StoredGraph)
         return self._laid_out(found, stored), msgspec.json.decode(stored.detail, type=shape)
 
-    def stage(self, name: str, kind: str, key: str, make: Callable[[], Record]) -> Record:
-        """Return the record of a stage, made by one process if no one has, and log it."""
+    def stage(
+        self,
+        name: str,
+        kind: str,
+        key: str,
+        make: Callable[[], Record],
+        shape: type[object],
+    ) -> Record:
+        """Return the record of a stage, made by one process if no one has, and log it.
+
+        One that another version wrote, without a field of ``shape``, is made again.
+        """
         started = time.perf_counter()
-        record, cached = get_or_make(self.store, kind, key, make)
+        record, cached = get_or_make(self.store, kind, key, make, shape)
         self.log(name, key, started, cached=cached)
         return record
 

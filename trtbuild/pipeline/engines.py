@@ -15,6 +15,7 @@ from trtbuild.backends.job import BuildRequest
 from trtbuild.engine import EngineKey, Manifest, ShapeRange
 from trtbuild.errors import RecipeError
 from trtbuild.graph.cost import count_macs, quantizer_names
+from trtbuild.graph.operands import operand_precisions
 from trtbuild.recipe import profile_table, recipe_json
 from trtbuild.store import make_record, put_plan
 
@@ -126,7 +127,8 @@ def build_engine(
             )
             record = build_isolated(request, context.recipe.limits)
             blob = context.store.put_file("engine", request.out)
-        shares = _mac_shares(record.layers, count_macs(graph, profile))
+        layers = requested(record.layers, operand_precisions(graph))
+        shares = _mac_shares(layers, count_macs(graph, profile))
         manifest = Manifest(
             key=key.digest,
             preimage=key,
@@ -134,11 +136,11 @@ def build_engine(
             bytes=blob.bytes,
             inputs=record.inputs,
             outputs=record.outputs,
-            layers=record.layers,
+            layers=layers,
             precision_requested=precision,
             int8_mac_share=shares.get("int8", 0.0),
             mac_share=shares,
-            fused_layers=_fused(record.layers, quantizer_names(graph)),
+            fused_layers=_fused(layers, quantizer_names(graph)),
             warnings=record.warnings,
             build_seconds=round(record.seconds, 3),
             peak_rss_bytes=record.peak_rss_bytes,
@@ -150,7 +152,7 @@ def build_engine(
 
     name = f"build {planned.target} {precision}"
     before = len(context.stages)
-    found = context.stage(name, "engine", key.digest, make)
+    found = context.stage(name, "engine", key.digest, make, Manifest)
     manifest = found.read(Manifest)
     put_plan(context.store, manifest)
     for warning in manifest.warnings:
@@ -170,6 +172,21 @@ def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:
         keep_dense=(),
     )
     return msgspec.structs.replace(recipe, quantization=quantization)
+
+
+def requested(layers: Layers, asked: Mapping[str, str]) -> Layers:
+    """Return ``layers`` with what the network asks of their products: the first one's type."""
+    return msgspec.structs.replace(
+        layers,
+        layers=tuple(
+            msgspec.structs.replace(
+                layer, requested=next((asked[n] for n in layer.nodes if n in asked), "")
+            )
+            if layer.compute
+            else layer
+            for layer in layers.layers
+        ),
+    )
 
 
 def _mac_shares(layers: Layers, macs: Mapping[str, int]) -> dict[str, float]:

@@ -127,7 +127,7 @@ def ranges_of(
         detail = _RangesDetail(sha256=ranges_digest(found), samples=counted.seen)
         return make_record("ranges", key, preimage, detail, (blob,))
 
-    record = context.stage("calibrate", "ranges", key, make)
+    record = context.stage("calibrate", "ranges", key, make, _RangesDetail)
     detail = record.read(_RangesDetail)
     return load_ranges(context.store.verified_path(record.blobs[0].sha256)), detail.sha256
 
@@ -186,7 +186,7 @@ def channel_statistics_of(
         return make_record("channels", key, preimage, None, (blob,))
 
     context.say(f"measure the channels of {len(tensors)} tensors")
-    record = context.stage("measure channels", "channels", key, make)
+    record = context.stage("measure channels", "channels", key, make, object)
     stored = context.store.read(record.blobs[0].sha256)
     return channels.from_bytes(stored), record.blobs[0].sha256
 

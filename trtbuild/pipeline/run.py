@@ -40,7 +40,9 @@ from trtbuild.report.document import (
     SkippedTarget,
     SourceReport,
 )
+from trtbuild.report.layer_findings import layer_findings
 from trtbuild.store import BlobLostError
+from trtbuild.store.record import OTHER_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,9 +133,15 @@ def _as_built(context: Context, manifest: Manifest | None) -> Context:
 
 def _with_incidents(report: Report, store: Store) -> Report:
     """Add what the store got over. A remembered report has none: they happened once."""
-    found = (
-        Finding(stage="store", text=f"{each.path}: {each.reason}") for each in store.incidents
-    )
+    old = sum(OTHER_VERSION in each.reason for each in store.incidents)
+    found = [
+        Finding(stage="store", text=f"{each.path}: {each.reason}")
+        for each in store.incidents
+        if OTHER_VERSION not in each.reason
+    ]
+    if old:
+        text = f"{old} results of another version of trtbuild were set aside and made again"
+        found.append(Finding(stage="store", text=text))
     return msgspec.structs.replace(report, findings=(*report.findings, *found))
 
 
@@ -161,6 +169,8 @@ class _Run:
         networks = self._networks(sparse, data, cache)
         self._expect_sparse(networks, sparsity)
         built = self._found(networks) if self._manifest else self._build(networks, profile)
+        for engine, _ in built:
+            self._find_in_layers(engine)
         reports = self._verified(source, data, graph, built, profile)
         report = Report(
             recipe=context.recipe.name,
@@ -238,6 +248,11 @@ class _Run:
         if not built:
             raise failed[0]
         return built
+
+    def _find_in_layers(self, built: Built) -> None:
+        target = built.planned.target
+        for line in layer_findings(built.manifest.layers, target):
+            self._context.find(f"build {target} {self._precision}", line)
 
     def _found(self, networks: dict[str, Network]) -> list[tuple[Built, Network]]:
         planned = self._work.plan.planned[0]

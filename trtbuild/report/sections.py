@@ -424,7 +424,17 @@ def _skipped(report: Report) -> Section:
 
 
 def _findings(report: Report) -> Section:
-    rows = tuple((each.stage, each.text) for each in report.findings)
+    """Return the findings; what was found for several targets alike stands there once."""
+    stages: dict[tuple[str, ...], list[str]] = {}
+    for each in report.findings:
+        what, _, rest = each.stage.partition(" ")
+        target, _, precision = rest.rpartition(" ")
+        alike = (what, precision, each.text) if ":" in target else (each.stage, "", each.text)
+        stages.setdefault(alike, []).append(target)
+    rows = tuple(
+        (f"{what} {_joined(targets)} {precision}" if precision else what, text)
+        for (what, precision, text), targets in stages.items()
+    )
     return Section(title="Findings", columns=_columns("stage", "finding"), rows=rows)
 
 

@@ -25,6 +25,8 @@ RECORD_SCHEMA = 1
 MAX_RECORD_BYTES = 64 << 20
 """The manifest of an engine with 100,000 layers stays below; a larger file is not ours."""
 
+OTHER_VERSION = "It was written by another version of trtbuild"
+
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -213,7 +215,7 @@ def _checksum(payload_type: str, payload: bytes) -> str:
 
 def _read(record: Record, raw: msgspec.Raw, shape: type[T]) -> T:
     label = f"{record.kind} record {record.key[:12]}"
-    remedy = "It was written by another version of trtbuild; let it be made again"
+    remedy = f"{OTHER_VERSION}; let it be made again"
     try:
         decoded = msgspec.json.decode(raw, type=shape)
     except msgspec.ValidationError as error:
