@@ -86,4 +86,6 @@ def test_convolutions_of_a_real_engine_fall_short_on_turing_and_nowhere_else(
         assert lines == ()
     else:
         assert ("computed in fp32" in lines[0], "sm_75" in lines[0]) == (True, True)
-        assert "only quantize or dequantize" in lines[1]  # each weight, at every call
+        assert "only quantize or dequantize" in lines[1]
+        weights = [each for each in layers.layers if each.nodes == ("dq_stem_w",)]
+        assert [(w.role, w.reads, w.writes) for w in weights] == [("quantize", "int8", "fp32")]

@@ -111,7 +111,8 @@ def layer(facts: Facts, nodes: Mapping[str, Node], interface: frozenset[str]) ->
     role = "" if facts.product else facts.role or _role(facts, nodes)
     if any(tensor.name in interface for tensor in (*facts.inputs, *facts.outputs)):
         role = ""
-    sizes = [tensor.bytes for tensor in (*facts.inputs, *facts.outputs)]
+    read = facts.inputs or facts.constants
+    sizes = [tensor.bytes for tensor in (*read, *facts.outputs)]
     known = [size for size in sizes if size is not None]
     return Layer(
         name=_STAGED.sub(lambda m: nodes[m[0]].name if m[0] in nodes else m[0], facts.name),
@@ -121,8 +122,8 @@ def layer(facts: Facts, nodes: Mapping[str, Node], interface: frozenset[str]) ->
         nodes=tuple(nodes[name].name for name in ordered),
         weights=next((word for word in _PACKED if word in stored), ""),
         role=role,
-        reads=widest(facts.inputs or facts.constants) if role else "",
-        writes=widest(facts.outputs) if role else "",
+        reads=_largest(read) if role else "",
+        writes=_largest(facts.outputs) if role else "",
         engine_name=facts.name,
         moved_bytes=sum(known) if role and len(known) == len(sizes) else None,
     )
@@ -138,6 +139,12 @@ def widest(tensors: Iterable[Tensor]) -> str:
     present = {tensor.precision for tensor in tensors if tensor.precision}
     known = [word for word in _WIDEST_FIRST if word in present]
     return known[0] if known else next(iter(sorted(present)), "none")
+
+
+def _largest(tensors: Sequence[Tensor]) -> str:
+    """Return the type of the largest tensor: scales and biases are small beside the data."""
+    largest = max(tensors, key=lambda tensor: tensor.elements, default=None)
+    return (largest.precision or UNKNOWN) if largest is not None else "none"
 
 
 def _role(facts: Facts, nodes: Mapping[str, Node]) -> Role:

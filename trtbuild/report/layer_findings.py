@@ -68,7 +68,7 @@ def _remedy(asked: str, target: Target) -> str:
             "The library has no faster kernel for them: see whether the engine is faster than "
             "in fp32 at all (min_speedup)"
         )
-    keep = "keep them in floating point (--keep-float NODE), which costs no accuracy then"
+    keep = "keep them in floating point (--keep-float NODE), as they only lose accuracy so"
     if target.backend.startswith("tensorrt") and target.arch == "sm_75":
         return f"Convolutions have no {asked} kernels for sm_75: {keep}, or build for sm_80"
     return f"The library has no {asked} kernel for them as they are: {keep}"
