@@ -13,7 +13,7 @@ from trtbuild import errors
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trtbuild.backends import Session
+    from trtbuild.backends.session import LoadedSession
     from trtbuild.recipe import Recipe
     from trtbuild.report.document import Report
 
@@ -51,17 +51,42 @@ def verify(engine: str | Path, store: str | Path = "") -> Report:
     return verify_engine(str(engine), str(store))
 
 
-def load(engine: str | Path, store: str | Path = "") -> Session:
+def load(  # noqa: PLR0913  the door of services: each keyword is one decision of theirs
+    engine: str | Path,
+    store: str | Path = "",
+    *,
+    contexts: int = 0,
+    cuda_graphs: bool = True,
+    warmup: int = 1,
+    weight_budget_mib: int = 0,
+    allow_host_code: bool = False,
+    device: int = -1,
+) -> LoadedSession:
     """Return a session of an engine: ``session.run({name: array}) -> {name: array}``.
 
-    Digest and target are checked before any byte reaches a runtime. Safe to share by threads.
+    Digest, target, GPU, driver, versions and memory are checked before any byte reaches a
+    runtime. Safe to share by threads; close it with ``close()`` or ``with``.
+
+    ``contexts`` is how many calls run at once (0: what the backend takes for right), ``warmup``
+    how often each context runs in every profile before this returns. ``cuda_graphs`` lets a GPU
+    replay whole calls. ``weight_budget_mib`` is device memory for an engine that streams its
+    weights (0: chosen by TensorRT). ``allow_host_code`` lets a version-compatible engine bring
+    its own runtime. ``device`` is a GPU's number (-1: the first that the engine is for).
 
     Raises:
         TrtbuildError: the engine is unknown, damaged, or not for this machine.
     """
+    from trtbuild.backends.session import SessionOptions
     from trtbuild.runtime import load as loading
 
-    return loading.load(engine, str(store))
+    options = SessionOptions(
+        contexts=contexts,
+        cuda_graphs=cuda_graphs,
+        weight_budget_mib=weight_budget_mib,
+        allow_host_code=allow_host_code,
+        device=device,
+    )
+    return loading.load(engine, str(store), options=options, warmup_runs=warmup)
 
 
 def _path(text: str | Path) -> Path:

@@ -19,7 +19,7 @@ import trtbuild
 from tests.pipeline import models
 from trtbuild.backends import ort_session, processor
 from trtbuild.engine import Manifest
-from trtbuild.errors import StoreError, TrustError, UsageError
+from trtbuild.errors import MissingBackendError, StoreError, TrustError, UsageError
 from trtbuild.store import Store, make_record
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def test_an_engine_for_an_absent_gpu_is_refused(tmp_path: Path) -> None:
     recipe = models.recipe(tmp_path, "tensorrt-rtx:sm_80")
     recipe = models.with_quantization(recipe, precision="fp32", provider=None)
     engine = trtbuild.build(recipe, tmp_path / "store").engines[0]
-    with pytest.raises(TrustError, match="cannot run here"):
+    with pytest.raises(MissingBackendError, match="cannot run here"):
         trtbuild.load(engine.key, tmp_path / "store")
 
 

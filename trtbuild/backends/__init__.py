@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trtbuild.backends.scheme import Scheme, WeightScheme
+    from trtbuild.backends.session import LoadedSession, SessionOptions
     from trtbuild.engine import (
         BuildRecord,
         Fingerprint,
+        Manifest,
         Precision,
         Rest,
         Setting,
@@ -108,7 +110,18 @@ class Runtime(Protocol):
     def cannot_run(self, target: Target) -> str:
         """Return why an engine for ``target`` cannot run here, or an empty string."""
 
-    def open_session(self, engine: bytes, target: Target) -> Session:
+    def preflight(self, manifest: Manifest, options: SessionOptions) -> None:
+        """Refuse, before any byte of it is read, an engine that this machine cannot run.
+
+        Raises:
+            MissingBackendError: something is not installed, or not on this machine.
+            TrustError: the engine is for another machine, GPU or version of its library.
+            UsageError: an option has no meaning for it.
+        """
+
+    def open_session(
+        self, engine: bytes, target: Target, options: SessionOptions = ...
+    ) -> LoadedSession:
         """Return a session of an engine whose bytes were verified by the caller."""
 
 

@@ -5,24 +5,40 @@ The runtime half of the backend: imports NumPy and ONNX Runtime, and reads no ON
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime as ort
 
 from trtbuild.backends import feeds, processor
+from trtbuild.backends import metrics as figures
+from trtbuild.backends.pool import Pool
+from trtbuild.backends.session import DEFAULT
 from trtbuild.engine import Target, TensorSpec
-from trtbuild.errors import BuildError, DataError, SourceError, TrustError
+from trtbuild.errors import (
+    BuildError,
+    DataError,
+    SourceError,
+    TrtbuildError,
+    TrustError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
+    from typing_extensions import Self
 
     from trtbuild.backends import Session
+    from trtbuild.backends.session import LoadedSession, SessionOptions
+    from trtbuild.engine import Manifest
 
 _ERRORS_ONLY = 3
+_MANY = 1 << 20
+_PATIENCE_S = 10.0
 _PROVIDERS = ["CPUExecutionProvider"]
 
 _RELU_REWRITE = "ReluQuantRewrite"
@@ -81,6 +97,82 @@ class _OrtSession:
         return dict(zip(names, outputs, strict=True))
 
 
+class _ServedSession(_OrtSession):
+    """A session of an engine in a service: counted, bounded in callers, closed by name."""
+
+    def __init__(self, session: ort.InferenceSession, callers: int, target: Target) -> None:
+        super().__init__(session)
+        self._pool = Pool(object, callers)
+        self._stats = figures.Metrics(
+            {"backend": target.backend, "arch": target.arch},
+            {
+                "contexts": lambda: self._pool.made,
+                "contexts_in_use": lambda: self._pool.in_use,
+                "contexts_limit": lambda: self._pool.limit,
+            },
+            {
+                "context_waits": lambda: self._pool.waits,
+                "context_wait_seconds": lambda: self._pool.waited_s,
+            },
+        )
+
+    @property
+    def stats(self) -> figures.Metrics:
+        """What the session counts."""
+        return self._stats
+
+    def metrics(self) -> str:
+        """Return what the session counts as Prometheus text."""
+        return figures.render([self._stats])
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs by name; raises as without a service."""
+        start = time.perf_counter()
+        try:
+            permit = self._pool.take()
+            try:
+                outputs = super().run(inputs)
+            finally:
+                self._pool.give(permit)
+        except TrtbuildError as error:
+            self._stats.error(error)
+            raise
+        self._stats.call(time.perf_counter() - start)
+        return outputs
+
+    def run_device(
+        self,
+        inputs: Mapping[str, object],
+        outputs: Mapping[str, object] | None = None,
+        stream: int | None = None,
+    ) -> dict[str, Any]:
+        """Refuse: there is no device.
+
+        Raises:
+            UsageError: always.
+        """
+        del inputs, outputs, stream
+        message = "an ONNX Runtime engine runs on the processor: call run with NumPy arrays"
+        raise UsageError(message)
+
+    def warm_up(self, inputs: Mapping[str, npt.NDArray[Any]], runs: int) -> None:
+        """Run ``runs`` times; callers share what the library keeps between runs."""
+        for _ in range(runs):
+            super().run(inputs)
+
+    def close(self) -> None:
+        """Refuse later calls; the library frees its memory with the session."""
+        self._pool.close(lambda _permit: None, _PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        """Return the session itself."""
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        """Close the session."""
+        self.close()
+
+
 @contextmanager
 def failures(inputs: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
     """Say on which ``inputs`` a run fails, in ONNX Runtime's words.
@@ -112,8 +204,36 @@ def cannot_run(target: Target) -> str:
     )
 
 
-def open_session(engine: bytes, target: Target) -> Session:
+def preflight(manifest: Manifest, options: SessionOptions) -> None:
+    """Refuse an engine for another machine or version, and options that it has no use for.
+
+    Raises:
+        TrustError: the engine is not for this processor, or not for this ONNX Runtime.
+        UsageError: an option is one of GPUs.
+    """
+    reason = cannot_run(manifest.preimage.target)
+    if reason:
+        message = f"engine {manifest.sha256[:12]} cannot run here: {reason}"
+        raise TrustError(message)
+    built_with = manifest.preimage.fingerprint.version
+    if built_with != ort.__version__:
+        message = (
+            f"engine {manifest.sha256[:12]} was built with onnxruntime {built_with}, here is "
+            f"{ort.__version__}: build it again with this version, or install that one"
+        )
+        raise TrustError(message)
+    for name in ("weight_budget_mib", "allow_host_code", "device"):
+        if getattr(options, name) != getattr(DEFAULT, name):
+            message = f"{name} is for engines on a GPU, this one runs on a processor: leave it"
+            raise UsageError(message)
+
+
+def open_session(
+    engine: bytes, target: Target, options: SessionOptions = DEFAULT
+) -> LoadedSession:
     """Return a session of an engine, run as it was optimized.
+
+    ``contexts`` bounds how many callers run at once (0: no bound); there are no CUDA graphs.
 
     Raises:
         TrustError: the engine is for another machine, or ONNX Runtime refuses its bytes.
@@ -121,9 +241,10 @@ def open_session(engine: bytes, target: Target) -> Session:
     reason = cannot_run(target)
     if reason:
         raise TrustError(reason)
-    options = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    settings = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
     try:
-        return _OrtSession(ort.InferenceSession(engine, options, providers=_PROVIDERS))
+        session = ort.InferenceSession(engine, settings, providers=_PROVIDERS)
+        return _ServedSession(session, options.contexts or _MANY, target)
     except Exception as error:  # the binding's exceptions share no base class
         message = (
             f"ONNX Runtime {ort.__version__} refuses the engine "

@@ -1,172 +1,241 @@
-"""A TensorRT engine, of either flavor, on a GPU: PyCUDA on the device's primary context.
+"""A TensorRT engine on a GPU, shared by threads: a pool of execution contexts.
 
-The primary context is the one that frameworks in the same process use, so that they can share
-the device. Nothing here is imported on a machine without a driver.
+Nothing here is imported on a machine without a driver.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pycuda.driver as cuda
-
-from trtbuild.backends import feeds
-from trtbuild.backends.trt_api import api
-from trtbuild.engine import TensorSpec
-from trtbuild.errors import BuildError, TrustError, UsageError
+from trtbuild.backends import cuda_device, feeds
+from trtbuild.backends import metrics as figures
+from trtbuild.backends.graph_cache import Refusals
+from trtbuild.backends.pool import Pool
+from trtbuild.backends.trt_context import Context, with_values
+from trtbuild.backends.trt_device_call import DeviceCall
+from trtbuild.backends.trt_engine import Engine
+from trtbuild.errors import BuildError, TrtbuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import numpy.typing as npt
+    from typing_extensions import Self
 
-    from trtbuild.backends import Session
+    from trtbuild.backends.cuda_device import Device
+    from trtbuild.backends.session import LoadedSession, SessionOptions
     from trtbuild.backends.trt_api import Api
+    from trtbuild.backends.trt_context import Signature
+    from trtbuild.engine import TensorSpec
+
+_CONTEXTS = 2
+"""Two by default: the copies of one call go on while another computes."""
+
+_PATIENCE_S = 10.0
+_KNOWN = 1024
 
 
-def open_engine(engine: bytes, device: int, backend: str) -> Session:
-    """Return a session of ``engine`` on the GPU with this index in the driver's order.
+def open_engine(
+    plan: bytes, index: int, found: Api, options: SessionOptions, labels: Mapping[str, str]
+) -> LoadedSession:
+    """Return a session of the engine ``plan`` on the GPU ``index`` in the driver's order.
 
     Raises:
         TrustError: TensorRT refuses the bytes.
-        BuildError: an output has a type that NumPy lacks.
+        BuildError: a tensor has a type or layout that NumPy lacks.
+        MissingBackendError: the GPU has too little free memory.
     """
-    cuda.init()
-    return _TrtSession(engine, cuda.Device(device).retain_primary_context(), api(backend))
+    device = cuda_device.device(index)
+    with device.active():
+        with device.lock:
+            device.require("the engine's file", len(plan))
+            engine = Engine(plan, found, options)
+        return TrtSession(engine, device, options, labels)
 
 
-class _TrtSession:
-    """One engine, one execution context, one stream; calls of ``run`` wait for each other."""
+class TrtSession:
+    """One engine; at most ``contexts`` calls run at once, others wait in order."""
 
-    def __init__(self, engine: bytes, context: Any, found: Api) -> None:  # noqa: ANN401  untyped bindings
-        self._api = found
-        self._trt = found.trt
-        self._messages = found.messages
-        self._lock = threading.Lock()
-        self._cuda_context = context
-        self._buffers: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}
-        with self._on_device():
-            self._stream = cuda.Stream()
-            # The runtime must outlive its engine, and the engine its context.
-            self._runtime = self._trt.Runtime(self._api.logger)
-            self._runtime.engine_host_code_allowed = False
-            self._engine = self._deserialize(engine)
-            self._context = self._engine.create_execution_context()
-            if self._context is None:
-                raise TrustError(self._refusal("gave no execution context"))
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        modes = {name: self._engine.get_tensor_mode(name) for name in names}
-        specs = {name: self._spec(name) for name in names}
-        self._inputs = tuple(
-            specs[n] for n in names if modes[n] == self._trt.TensorIOMode.INPUT
+    def __init__(
+        self,
+        engine: Engine,
+        device: Device,
+        options: SessionOptions,
+        labels: Mapping[str, str],
+    ) -> None:
+        self._engine = engine
+        self._device = device
+        self._names = tuple(spec.name for spec in engine.inputs)
+        self._known: set[Signature] = set()
+        contexts: list[Context] = []
+        refusals = Refusals() if options.cuda_graphs else None
+
+        def make() -> Context:
+            with device.active():
+                context = Context(engine, device, stats, refusals)
+            contexts.append(context)
+            return context
+
+        pool = Pool(make, options.contexts or _CONTEXTS)
+        stats = figures.Metrics(
+            labels,
+            {
+                "contexts": lambda: pool.made,
+                "contexts_in_use": lambda: pool.in_use,
+                "contexts_limit": lambda: pool.limit,
+                "device_memory_bytes": lambda: sum(c.memory_bytes for c in list(contexts)),
+            },
+            {
+                "context_waits": lambda: pool.waits,
+                "context_wait_seconds": lambda: pool.waited_s,
+            },
         )
-        self._outputs = tuple(
-            specs[n] for n in names if modes[n] == self._trt.TensorIOMode.OUTPUT
-        )
+        self._pool = pool
+        self._stats = stats
+        # Also when the session is collected, and when the process ends.
+        self._finalizer = weakref.finalize(self, _shut, pool, contexts, engine, device)
+        first = pool.take()  # what the engine needs is known to be there, or load fails
+        pool.give(first)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs that :meth:`run` expects."""
-        return self._inputs
+        return self._engine.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs that :meth:`run` returns."""
-        return self._outputs
+        return self._engine.outputs
+
+    @property
+    def stats(self) -> figures.Metrics:
+        """What the session counts."""
+        return self._stats
+
+    def metrics(self) -> str:
+        """Return what the session counts as Prometheus text."""
+        return figures.render([self._stats])
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Return the outputs by name, on the host.
+        """Return the outputs by name, on the host; bfloat16 comes back as float32.
 
         Raises:
             UsageError: an array is missing, unknown, or has another type or shape, or a shape
-                that is outside of the engine's profile.
+                that no profile of the engine holds.
             BuildError: the engine failed while it ran.
         """
-        feeds.check(self._inputs, inputs)
-        with self._lock, self._on_device():
-            kept = [self._bind_input(spec.name, inputs[spec.name]) for spec in self._inputs]
-            results = {spec.name: self._bind_output(spec) for spec in self._outputs}
-            if not self._context.execute_async_v3(self._stream.handle):
-                raise BuildError(self._refusal("failed to run the engine"))
-            for name, array in results.items():
-                cuda.memcpy_dtoh_async(array, self._buffers[name], self._stream)
-            self._stream.synchronize()
-            del kept  # host copies must live until the stream is done
-        return results
-
-    @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
-        self._cuda_context.push()
+        start = time.perf_counter()
         try:
-            yield
-        finally:
-            self._cuda_context.pop()
+            signature = self._signature(inputs)
+            context = self._pool.take(signature)
+            try:
+                self._device.enter()
+                try:
+                    outputs, sent, received = context.run(signature, inputs)
+                finally:
+                    self._device.leave()
+            finally:
+                self._pool.give(context, signature)
+        except TrtbuildError as error:
+            self._stats.error(error)
+            raise
+        except cuda_device.FAILURES as error:
+            self._stats.error(error)
+            raise BuildError(self._breakdown(error)) from error
+        self._stats.call(time.perf_counter() - start, sent, received)
+        return outputs
 
-    def _deserialize(self, engine: bytes) -> Any:  # noqa: ANN401  untyped bindings
-        if self._runtime.engine_host_code_allowed:
-            raise TrustError(self._refusal("did not switch off host code in engines"))
-        self._messages.errors.clear()
-        loaded = self._runtime.deserialize_cuda_engine(engine)
-        if loaded is None or self._messages.errors:
-            raise TrustError(self._refusal("refuses the engine"))
-        return loaded
+    def run_device(
+        self,
+        inputs: Mapping[str, object],
+        outputs: Mapping[str, object] | None = None,
+        stream: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the outputs by name as arrays of the GPU, copying nothing.
 
-    def _refusal(self, what: str) -> str:
-        detail = "; ".join(dict.fromkeys(self._messages.errors))
+        Inputs are arrays of this GPU with ``__dlpack__`` or ``__cuda_array_interface__``
+        (PyTorch, CuPy, PyCUDA, Numba), or NumPy arrays, which are copied. ``outputs`` are
+        arrays of the GPU to write to; where one is missing, a :class:`DeviceArray` is made.
+
+        With ``stream``, the handle of a CUDA stream of the caller, the call is enqueued as if
+        in it and returns at once: arrays may be reused in that stream. Without, the call waits
+        for what the producers of the arrays have enqueued, and returns when outputs are there.
+
+        Raises:
+            UsageError: an array is missing, unknown, elsewhere, or of another type or shape.
+            BuildError: the engine failed while it ran.
+        """
+        start = time.perf_counter()
+        try:
+            call = DeviceCall(self._engine, self._device, inputs, outputs or {})
+            context = self._pool.take()
+            try:
+                with self._device.active():
+                    found, sent = call.run(context, stream)
+            finally:
+                self._pool.give(context)
+        except TrtbuildError as error:
+            self._stats.error(error)
+            raise
+        except cuda_device.FAILURES as error:
+            self._stats.error(error)
+            raise BuildError(self._breakdown(error)) from error
+        self._stats.call(time.perf_counter() - start, sent)
+        return found
+
+    def warm_up(self, inputs: Mapping[str, npt.NDArray[Any]], runs: int) -> None:
+        """Run every context ``runs`` times on ``inputs``, making those that are not there."""
+        signature = self._signature(inputs)
+
+        def prepare(context: Context) -> Signature:
+            with self._device.active():
+                for _ in range(runs):
+                    context.run(signature, inputs)
+            return signature
+
+        try:
+            self._pool.fill(prepare)
+        except cuda_device.FAILURES as error:
+            raise BuildError(self._breakdown(error)) from error
+
+    def close(self) -> None:
+        """Wait for the calls that run, then free everything; later calls are refused."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        """Return the session itself."""
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        """Close the session."""
+        self.close()
+
+    def _signature(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Signature:
+        """Return what :class:`Shapes` depend on, the inputs checked unless they were before."""
+        try:
+            arrays = [inputs[name] for name in self._names]
+            signature: Signature = tuple([(array.shape, array.dtype) for array in arrays])
+            if signature in self._known and len(inputs) == len(arrays):
+                return with_values(signature, inputs, self._engine)
+        except (KeyError, TypeError, AttributeError):
+            feeds.check(self.inputs, inputs)
+            raise
+        feeds.check(self.inputs, inputs)
+        if len(self._known) < _KNOWN:
+            self._known.add(signature)
+        return with_values(signature, inputs, self._engine)
+
+    def _breakdown(self, error: Exception) -> str:
         return (
-            f"{self._api.title} {what}{': ' + detail if detail else ''}. Build "
-            "it again with this version, for this GPU"
+            f"{self._engine.title}: the GPU failed while the engine ran ({error}): start the "
+            "process again, and check the GPU if it comes back"
         )
 
-    def _spec(self, name: str) -> TensorSpec:
-        dtype = self._api.dtype(self._engine.get_tensor_dtype(name))
-        if dtype in {"", "bfloat16"}:
-            message = (
-                f"{name!r} is {dtype or 'of a type'} that NumPy lacks: cast it in the model"
-            )
-            raise BuildError(message)
-        shape = tuple("?" if n < 0 else int(n) for n in self._engine.get_tensor_shape(name))
-        return TensorSpec(name=name, dtype=dtype, shape=shape)
 
-    def _bind_input(self, name: str, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Copy one input to the device (or leave a shape on the host); return its host side."""
-        array = np.ascontiguousarray(given)
-        self._messages.errors.clear()
-        if not self._context.set_input_shape(name, given.shape) or self._messages.errors:
-            bounds = [list(dims) for dims in self._engine.get_tensor_profile_shape(name, 0)]
-            message = (
-                f"input {name!r}: shape {list(given.shape)} is outside of the profile: min "
-                f"{bounds[0]}, max {bounds[2]}"
-            )
-            raise UsageError(message)
-        if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
-            self._set_address(name, array.ctypes.data)
-            return array
-        self._set_address(name, int(self._buffer(name, array.nbytes)))
-        if array.nbytes:
-            cuda.memcpy_htod_async(self._buffers[name], array, self._stream)
-        return array
-
-    def _bind_output(self, spec: TensorSpec) -> npt.NDArray[Any]:
-        shape = tuple(self._context.get_tensor_shape(spec.name))
-        if any(size < 0 for size in shape):
-            message = f"output {spec.name!r} has a shape that depends on values: not supported"
-            raise BuildError(message)
-        array = np.empty(shape, np.dtype(spec.dtype))
-        self._set_address(spec.name, int(self._buffer(spec.name, array.nbytes)))
-        return array
-
-    def _set_address(self, name: str, address: int) -> None:
-        if not self._context.set_tensor_address(name, address):
-            raise BuildError(self._refusal(f"took no address for {name!r}"))
-
-    def _buffer(self, name: str, size: int) -> Any:  # noqa: ANN401  untyped bindings
-        """Return device memory for a tensor, kept between calls and replaced when too small."""
-        if name not in self._buffers or self._sizes[name] < size:
-            self._buffers[name] = cuda.mem_alloc(max(size, 1))
-            self._sizes[name] = size
-        return self._buffers[name]
+def _shut(pool: Pool[Context], contexts: list[Context], engine: Engine, device: Device) -> None:
+    with device.active():
+        if pool.close(Context.close, _PATIENCE_S):
+            contexts.clear()
+            engine.close()

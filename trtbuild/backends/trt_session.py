@@ -1,51 +1,219 @@
-"""Runs TensorRT-RTX engines: the runtime half of the backend, importable without a GPU."""
+"""Runs engines of both flavors of TensorRT: what must be here, importable without a GPU."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import fingerprint, gpu, processor
-from trtbuild.errors import MissingBackendError
+import msgspec
+
+from trtbuild.backends import compatibility, fingerprint, gpu, processor
+from trtbuild.backends.session import DEFAULT
+from trtbuild.engine import Value
+from trtbuild.errors import MissingBackendError, TrustError
 
 if TYPE_CHECKING:
-    from trtbuild.backends import Session
-    from trtbuild.engine import Target
+    from collections.abc import Mapping
+
+    from trtbuild.backends.session import LoadedSession, SessionOptions
+    from trtbuild.backends.trt_api import Api
+    from trtbuild.engine import Manifest, Setting, Target
+
+_CUDA_MAJORS = (13, 12)
+_TENSORRT = "tensorrt"
+_LEAN = "tensorrt_lean"
+_MODULES: Mapping[str, tuple[str, ...]] = {
+    "tensorrt-rtx": ("tensorrt_rtx",),
+    _TENSORRT: (_TENSORRT, _LEAN),
+}
+_EXTRAS = {"tensorrt-rtx": "trtbuild[rtx,gpu]", _TENSORRT: "trtbuild[tensorrt]"}
+_AMPERE = 80
+
+
+class Library(Value, frozen=True, kw_only=True):
+    """An installed TensorRT: its module, version, and the CUDA it is built for (0: unknown).
+
+    The lean runtime loads version-compatible engines only.
+    """
+
+    module: str
+    version: str
+    cuda_major: int
+
+    @property
+    def lean(self) -> bool:
+        """Whether it is the lean runtime."""
+        return self.module == _LEAN
+
+
+class Machine(Value, frozen=True, kw_only=True):
+    """What of a machine decides whether an engine runs; ``gpus`` are architecture and name.
+
+    ``absence`` says why no GPU can be used, ``driver`` is the newest CUDA that it supports,
+    ``missing`` are Python packages that are not installed.
+    """
+
+    os: str
+    gpus: tuple[tuple[str, str], ...]
+    absence: str
+    driver: tuple[int, int]
+    library: Library | None
+    missing: tuple[str, ...]
+
+
+def here(backend: str) -> Machine:
+    """Return this machine, as engines of a backend see it; imports no library."""
+    packages = {"pycuda": "pycuda", "cuda": "cuda-bindings"}
+    return Machine(
+        os=processor.os_name(),
+        gpus=tuple(zip(gpu.archs(), gpu.names(), strict=True)),
+        absence=gpu.why_none(),
+        driver=gpu.driver_cuda(),
+        library=_library(backend),
+        missing=tuple(p for m, p in packages.items() if not fingerprint.has_module(m)),
+    )
+
+
+def lacks(backend: str, machine: Machine) -> str:
+    """Return what ``machine`` lacks to run any engine of ``backend``, or an empty string."""
+    if machine.absence:
+        return machine.absence
+    install = f"pip install '{_EXTRAS[backend]}'"
+    library = machine.library
+    if library is None:
+        return f"the Python package {_MODULES[backend][0]!r} is not installed: {install}"
+    if machine.missing:
+        return f"the Python package {machine.missing[0]!r} is not installed: {install}"
+    return compatibility.driver_refusal(
+        f"{library.module} {library.version}", library.cuda_major, machine.driver
+    )
+
+
+def misfit(target: Target, settings: Mapping[str, Setting], machine: Machine) -> str:
+    """Return why an engine is not for ``machine``, or an empty string."""
+    if target.os != machine.os:
+        return f"the engine is for {target.os}, this machine is {machine.os}: move"
+    archs = tuple(arch for arch, _ in machine.gpus)
+    if target.arch in archs:
+        return ""
+    if settings.get("hardware_compatible") == "ampere_plus" and any(
+        _number(arch) >= max(_AMPERE, _number(target.arch)) for arch in archs
+    ):
+        return ""
+    return (
+        f"the engine is for {target.arch}, this machine's GPU is {', '.join(archs)}: build "
+        "for it, or move"
+    )
+
+
+def version_misfit(manifest: Manifest, library: Library, *, allow_host_code: bool) -> str:
+    """Return why the installed library must not load an engine, or an empty string."""
+    settings = dict(manifest.preimage.settings)
+    compatible = bool(settings.get("version_compatible"))
+    if library.lean and not compatible:
+        return (
+            "only the lean runtime is installed, which loads version-compatible engines: "
+            "pip install 'trtbuild[tensorrt]', or build the engine version-compatible"
+        )
+    built_with = manifest.preimage.fingerprint.version
+    reason = compatibility.refusal(built_with, library.version, version_compatible=compatible)
+    if reason:
+        return reason
+    brings_code = compatible and not settings.get("exclude_lean_runtime")
+    if brings_code and not library.lean and not allow_host_code:
+        return (
+            "a version-compatible engine brings its own runtime, code for the processor: "
+            "load it with allow_host_code=True if you trust who built it, or build it with "
+            "exclude_lean_runtime"
+        )
+    return ""
 
 
 def cannot_run(target: Target) -> str:
     """Return why an engine for ``target`` cannot run here, or an empty string."""
-    if target.os != processor.os_name():
-        return f"the engine is for {target.os}, this machine is {processor.os_name()}: move"
-    here = gpu.archs()
-    if not here:
-        return (
-            "no NVIDIA GPU or driver on this machine: install the driver, or run the engine "
-            "on a machine that has one"
-        )
-    if target.arch not in here:
-        return (
-            f"the engine is for {target.arch}, this machine's GPU is {', '.join(here)}: build "
-            "for it, or move"
-        )
-    for package in ("tensorrt_rtx", "pycuda"):
-        if not fingerprint.has_module(package):
-            return (
-                f"the Python package {package!r} is not installed: pip install "
-                "'trtbuild[rtx]' pycuda"
-            )
-    return ""
+    machine = here(target.backend)
+    return lacks(target.backend, machine) or misfit(target, {}, machine)
 
 
-def open_session(engine: bytes, target: Target) -> Session:
-    """Return a session of an engine on the first GPU of its architecture.
+def preflight(manifest: Manifest, options: SessionOptions) -> None:
+    """Refuse an engine that would be refused, or do harm, once its bytes are given away.
+
+    Without a GPU TensorRT dies of some engines instead of refusing them.
 
     Raises:
-        MissingBackendError: the engine cannot run here; the message says what is missing.
-        TrustError: TensorRT-RTX refuses the bytes.
+        MissingBackendError: driver, GPU, library or package is not here, or too old.
+        TrustError: the engine is for another machine, GPU or version of TensorRT.
     """
-    reason = cannot_run(target)
+    check(manifest, options, here(manifest.preimage.target.backend))
+
+
+def check(manifest: Manifest, options: SessionOptions, machine: Machine) -> None:
+    """Refuse an engine on ``machine``; raises as :func:`preflight`."""
+    target = manifest.preimage.target
+    start = f"engine {manifest.sha256[:12]} for {target} cannot run here: "
+    reason = lacks(target.backend, machine)
+    if reason or machine.library is None:
+        raise MissingBackendError(start + reason)
+    reason = misfit(target, dict(manifest.preimage.settings), machine)
+    if not reason and options.device >= len(machine.gpus):
+        reason = f"there is no GPU {options.device}, the last one is {len(machine.gpus) - 1}"
+    if not reason and options.device >= 0:
+        chosen = (machine.gpus[options.device],)
+        only = msgspec.structs.replace(machine, gpus=chosen)
+        reason = misfit(target, dict(manifest.preimage.settings), only)
+    reason = reason or version_misfit(
+        manifest, machine.library, allow_host_code=options.allow_host_code
+    )
     if reason:
+        raise TrustError(start + reason)
+
+
+def open_session(
+    engine: bytes, target: Target, options: SessionOptions = DEFAULT
+) -> LoadedSession:
+    """Return a session of an engine, on the first GPU of its architecture unless one is named.
+
+    Raises:
+        MissingBackendError: something is missing here, or there is too little device memory.
+        TrustError: TensorRT refuses the bytes.
+        BuildError: a tensor has a type or layout that NumPy lacks.
+    """
+    machine = here(target.backend)
+    reason = lacks(target.backend, machine)
+    if reason or machine.library is None:
         raise MissingBackendError(reason)
     from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
 
-    return trt_device.open_engine(engine, gpu.archs().index(target.arch), target.backend)
+    archs = [arch for arch, _ in machine.gpus]
+    index = options.device
+    if index < 0:
+        index = archs.index(target.arch) if target.arch in archs else 0
+    found = _api(target.backend, machine.library.module)
+    labels = {"backend": target.backend, "arch": target.arch}
+    return trt_device.open_engine(engine, index, found, options, labels)
+
+
+@functools.cache
+def _api(backend: str, module: str) -> Api:
+    """Import the library: TensorRT as builders use it, or its lean runtime."""
+    from trtbuild.backends import trt_api  # noqa: PLC0415  reads no library, but its log does
+
+    if module == _LEAN:
+        return trt_api.Api(backend, importlib.import_module(module))
+    return trt_api.api(backend)
+
+
+def _library(backend: str) -> Library | None:
+    for module in _MODULES[backend]:
+        if fingerprint.has_module(module):
+            for major in _CUDA_MAJORS:
+                version = fingerprint.version(f"{module}_cu{major}_libs")
+                if version:
+                    return Library(module=module, version=version, cuda_major=major)
+            return Library(module=module, version=fingerprint.version(module), cuda_major=0)
+    return None
+
+
+def _number(arch: str) -> int:
+    return int(arch.partition("_")[2] or 0)

@@ -15,7 +15,7 @@ from trtbuild.errors import UsageError
 from trtbuild.pipeline.recall import question_of, recall
 from trtbuild.pipeline.targets import Plan, Planned, plan_targets
 from trtbuild.recipe import recipe_from_json
-from trtbuild.runtime.load import check_version
+from trtbuild.runtime.load import preflight
 from trtbuild.store import Store, find_engine
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def verify_engine(
     cannot_run = runtime(target.backend).cannot_run(target)
     fingerprint = manifest.preimage.fingerprint
     if not cannot_run:
-        check_version(manifest)
+        preflight(manifest)
         # Its baseline is built by what is installed here, and must say so.
         fingerprint = backend(target.backend).fingerprint(target)
     planned = Planned(

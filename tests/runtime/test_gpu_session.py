@@ -1,0 +1,228 @@
+"""Sessions of TensorRT around a simulated device: pools, profiles, buffers, graphs, arrays."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.runtime import simulated
+from trtbuild.backends.session import SessionOptions
+from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
+
+if TYPE_CHECKING:
+    from tests.runtime.simulated import Array
+    from trtbuild.backends.session import LoadedSession
+
+LABELS = {"backend": "tensorrt", "arch": "sm_90"}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> simulated.Device:
+    return simulated.install(monkeypatch)
+
+
+def session(
+    device: simulated.Device, options: SessionOptions | None = None, **engine: Array
+) -> LoadedSession:
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    found: LoadedSession = module.open_engine(
+        b"plan", 0, simulated.Api(device, **engine), options or SessionOptions(), LABELS
+    )
+    return found
+
+
+def rows(count: int, start: float = 0) -> Array:
+    return np.arange(start, start + 4 * count, dtype=np.float32).reshape(count, 4)
+
+
+def test_every_shape_computes_in_any_order_and_as_a_graph_too(device: simulated.Device) -> None:
+    with session(device, SessionOptions(contexts=1)) as opened:
+        for turn in range(5):
+            for count in (1, 64, 3, 0, 17):
+                x = rows(count, turn)
+                np.testing.assert_array_equal(opened.run({"x": x})["y"], 2 * x)
+        assert opened.stats.value("graph_captures") >= 5
+        assert opened.stats.value("graph_launches") > 0
+        assert {context.active_optimization_profile for context in device.contexts} == {0, 1}
+
+
+def test_outputs_belong_to_the_caller(device: simulated.Device) -> None:
+    with session(device) as opened:
+        first = opened.run({"x": rows(2)})["y"]
+        opened.run({"x": rows(2, 100)})
+        np.testing.assert_array_equal(first, 2 * rows(2))
+
+
+def test_a_capture_that_fails_is_not_tried_again_and_costs_no_result(
+    device: simulated.Device,
+) -> None:
+    device.captures_fail = True
+    with session(device, SessionOptions(contexts=1)) as opened:
+        for count in (1, 2, 3, 4, 5, 6) * 5:
+            np.testing.assert_array_equal(opened.run({"x": rows(count)})["y"], 2 * rows(count))
+        assert opened.stats.value("graph_fallbacks") == 3
+        assert device.graphs == {}
+
+
+def test_without_graphs_nothing_is_captured(device: simulated.Device) -> None:
+    with session(device, SessionOptions(cuda_graphs=False)) as opened:
+        for _ in range(10):
+            opened.run({"x": rows(2)})
+        assert opened.stats.value("graph_captures") == 0
+
+
+def test_outputs_whose_size_depends_on_values_come_whole(device: simulated.Device) -> None:
+    with session(device, late=True) as opened:
+        for start in (-4, -100, 0, -2) * 3:
+            x = rows(4, start)
+            np.testing.assert_array_equal(opened.run({"x": x})["y"], x[x > 0])
+        found = opened.run_device({"x": rows(4, -3)})["y"]
+        np.testing.assert_array_equal(found.numpy(), rows(4, -3)[rows(4, -3) > 0])
+        assert opened.stats.value("graph_captures") == 0
+
+
+class OnDevice:
+    """An array of the device, offered by the CUDA Array Interface."""
+
+    def __init__(self, device: simulated.Device, values: Array) -> None:
+        device.depth += 1
+        self.block = simulated._Block(device, max(values.nbytes, 1))  # noqa: SLF001  its memory
+        device.depth -= 1
+        self.view = self.block.array[: values.nbytes].view(values.dtype).reshape(values.shape)
+        self.view[...] = values
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.view.shape,
+            "typestr": self.view.dtype.str,
+            "data": (int(self.block), False),
+            "version": 3,
+            "strides": None,
+            "stream": None,
+        }
+
+
+@pytest.mark.parametrize("stream", [None, 77])
+def test_device_arrays_go_in_and_out_without_copies(
+    device: simulated.Device, stream: int | None
+) -> None:
+    with session(device) as opened:
+        x, y = OnDevice(device, rows(3)), OnDevice(device, rows(3) * 0)
+        for turn in range(6):
+            x.view[...] = rows(3, turn)
+            found = opened.run_device({"x": x}, {"y": y}, stream)
+            assert found["y"] is y
+            np.testing.assert_array_equal(y.view, 2 * rows(3, turn))
+        assert opened.stats.value("bytes_to_device") == 0
+        assert opened.stats.value("graph_launches") > 0
+        made = opened.run_device({"x": x}, stream=stream)["y"]
+        assert made.shape == (3, 4)
+        assert made.__cuda_array_interface__["stream"] == stream
+        np.testing.assert_array_equal(made.numpy(), 2 * x.view)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "part"),
+    [
+        ({"z": rows(1)}, {}, "expected the inputs"),
+        ({"x": rows(1)}, {"q": 1}, "expected the outputs"),
+        ({"x": rows(1)}, {"y": rows(1)}, "expected an array of GPU 0"),
+        ({"x": rows(1).astype(np.float64)}, {}, "float64"),
+        ({"x": object()}, {}, "__dlpack__"),
+        ({"x": rows(65)}, {}, "outside of the profiles"),
+    ],
+)
+def test_wrong_device_calls_are_told_and_counted(
+    inputs: dict[str, object], outputs: dict[str, object], part: str, device: simulated.Device
+) -> None:
+    with session(device) as opened:
+        with pytest.raises(UsageError, match=part):
+            opened.run_device(inputs, outputs)
+        assert 'errors_total{backend="tensorrt",arch="sm_90",error="UsageError"} 1' in (
+            opened.metrics()
+        )
+        np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
+
+
+def test_threads_share_few_contexts(device: simulated.Device) -> None:
+    with session(device, SessionOptions(contexts=3, cuda_graphs=False)) as opened:
+        with ThreadPoolExecutor(16) as pool:
+            found = list(
+                pool.map(lambda n: opened.run({"x": rows(n % 64, n)})["y"], range(600))
+            )
+        for number, y in enumerate(found):
+            np.testing.assert_array_equal(y, 2 * rows(number % 64, number))
+        assert len(device.contexts) <= 3
+        assert opened.stats.calls == 600
+
+
+def test_warm_up_runs_every_context_before_the_first_call(device: simulated.Device) -> None:
+    with session(device, SessionOptions(contexts=3)) as opened:
+        opened.warm_up({"x": rows(2)}, 2)
+        assert device.executions == 6
+        assert 'contexts{backend="tensorrt",arch="sm_90"} 3' in opened.metrics()
+
+
+def test_contexts_stop_where_memory_ends(device: simulated.Device) -> None:
+    device.free_bytes = (64 << 20) + 3000
+    with session(device, SessionOptions(contexts=8), scratch=1024) as opened:
+        opened.warm_up({"x": rows(1)}, 1)
+        assert 1 <= len(device.contexts) < 8
+        np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
+
+
+def test_too_little_memory_for_one_context_is_an_error_before_any_call(
+    device: simulated.Device,
+) -> None:
+    with pytest.raises(MissingBackendError, match="MiB of device memory"):
+        session(device, scratch=2 << 30)
+    gc.collect()
+    assert device.live == {}
+
+
+def test_bytes_that_are_no_engine_are_refused(device: simulated.Device) -> None:
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    with pytest.raises(TrustError, match="refuses the engine"):
+        module.open_engine(b"junk", 0, simulated.Api(device), SessionOptions(), LABELS)
+
+
+@pytest.mark.parametrize("how", ["close", "collect"])
+def test_everything_is_freed_and_a_closed_session_says_so(
+    how: str, device: simulated.Device
+) -> None:
+    opened = session(device)
+    for count in (1, 2, 64, 64, 64, 64):
+        opened.run({"x": rows(count)})
+    kept = opened.run_device({"x": rows(1)})["y"]
+    if how == "close":
+        opened.close()
+        opened.close()
+        with pytest.raises(UsageError, match="closed"):
+            opened.run({"x": rows(1)})
+    del opened
+    gc.collect()
+    assert len(device.live) == 1
+    del kept
+    gc.collect()
+    assert device.live == {}
+    assert device.graphs == {}
+    assert device.depth == 0
+
+
+def test_a_device_that_breaks_down_is_told(device: simulated.Device) -> None:
+    with session(device, SessionOptions(contexts=1)) as opened:
+        opened.run({"x": rows(2)})
+        (context,) = device.contexts
+
+        def break_down(_stream: int) -> bool:
+            raise simulated.OutOfMemoryError("illegal address")
+
+        context.execute_async_v3 = break_down
+        with pytest.raises(BuildError, match="illegal address"):
+            opened.run({"x": rows(2)})

@@ -1,0 +1,79 @@
+"""A loaded engine: what every session offers, and the options it is opened with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trtbuild.backends import Session
+from trtbuild.engine import Value
+from trtbuild.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from trtbuild.backends.metrics import Metrics
+
+
+class SessionOptions(Value, frozen=True, kw_only=True):
+    """How a service wants an engine opened; nothing here changes what it computes.
+
+    ``contexts`` is how many callers it serves at once (0: what its backend takes for right).
+    ``cuda_graphs`` lets a GPU replay whole calls where it can. ``weight_budget_mib`` is the
+    device memory for the weights of an engine that streams them (0: chosen by TensorRT).
+    ``allow_host_code`` lets an engine bring code that runs on this machine's processor.
+    ``device`` is a GPU's place in the driver's order (-1: the first that the engine is for).
+    """
+
+    contexts: int = 0
+    cuda_graphs: bool = True
+    weight_budget_mib: int = 0
+    allow_host_code: bool = False
+    device: int = -1
+
+    def __post_init__(self) -> None:
+        """Refuse what can only be a mistake."""
+        wrong = [n for n in ("contexts", "weight_budget_mib") if getattr(self, n) < 0]
+        if wrong:
+            message = f"{wrong[0]} is {getattr(self, wrong[0])}, expected 0 or more"
+            raise UsageError(message)
+
+
+DEFAULT = SessionOptions()
+
+
+class LoadedSession(Session, Protocol):
+    """A session of an engine that a service holds open, measures, and closes."""
+
+    @property
+    def stats(self) -> Metrics:
+        """What the session counts."""
+
+    def metrics(self) -> str:
+        """Return what the session counts as Prometheus text."""
+
+    def run_device(
+        self,
+        inputs: Mapping[str, object],
+        outputs: Mapping[str, object] = ...,
+        stream: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the outputs as arrays of the device; see ``docs/decisions/0014-runtime.md``.
+
+        Raises:
+            UsageError: the engine runs on a processor, or an array does not fit.
+        """
+
+    def warm_up(self, inputs: Mapping[str, npt.NDArray[Any]], runs: int) -> None:
+        """Run every context ``runs`` times on ``inputs``, making those that are not there."""
+
+    def close(self) -> None:
+        """Wait for the calls that run, then free everything; later calls are refused."""
+
+    def __enter__(self) -> Self:
+        """Return the session itself."""
+
+    def __exit__(self, *raised: object) -> None:
+        """Close the session."""
