@@ -9,7 +9,7 @@ import numpy as np
 
 from trtbuild.backends import gpu, runtime
 from trtbuild.errors import MissingBackendError
-from trtbuild.runtime.load import check_version
+from trtbuild.runtime.load import preflight
 
 if TYPE_CHECKING:
     from trtbuild.batches import Array
@@ -36,7 +36,7 @@ def timed_layers(store: Store, manifest: Manifest) -> Layers:
         raise MissingBackendError(
             f"--times: the engine is for {target}, and layers are timed where it runs. {reason}"
         )
-    check_version(manifest)
+    preflight(manifest)
     inputs = {spec.name: _values(spec, manifest) for spec in manifest.inputs}
     if target.backend == "onnxruntime":
         from trtbuild.backends.ort_profile import node_ms  # noqa: PLC0415  imports the library
