@@ -149,7 +149,7 @@ def test_what_cannot_be_opened_is_an_error_and_no_miss(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="Too many open files"):
             store.put_bytes("engine", b"y")
     assert store.get("engine", KEY) is not None
-    assert files(store) == ["ac", "cas"]
+    assert files(store) == ["ac", "cas", "lease"]
 
 
 def test_the_next_open_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtbuild.cli import cache_care
 from trtbuild.cli.options import JsonOption, StoreOption
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from trtbuild.store import Record, Store
 
 app = typer.Typer(
-    help="See what the store holds, and why two keys differ.",
+    help="See what the store holds and why two keys differ; keep it small and sound.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -29,6 +30,15 @@ EngineArgument = Annotated[
 ]
 
 _SHOWN_DIGITS = 12
+
+for _command in (
+    cache_care.pin,
+    cache_care.unpin,
+    cache_care.gc,
+    cache_care.verify,
+    cache_care.stats,
+):
+    app.command()(_command)
 
 
 @app.command("ls")

@@ -17,6 +17,7 @@ from trtbuild.pipeline.targets import Plan, Planned, plan_targets
 from trtbuild.recipe import recipe_from_json
 from trtbuild.runtime.load import preflight
 from trtbuild.store import Store, find_engine
+from trtbuild.store.counters import Tally, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,12 @@ def build_recipe(
             return known
         from trtbuild.pipeline.run import Work, run
 
-        return run(Work(recipe=recipe, plan=plan, store=opened, say=say))
+        count(opened, Tally(tier="local", kind="run", outcome="miss", count=1))
+        report = run(Work(recipe=recipe, plan=plan, store=opened, say=say))
+    from trtbuild.store.automatic import collect_if_asked
+
+    collect_if_asked(opened, say)
+    return report
 
 
 def verify_engine(

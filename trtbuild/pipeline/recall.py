@@ -20,7 +20,7 @@ from trtbuild.pipeline import memo
 from trtbuild.pipeline.targets import Plan
 from trtbuild.recipe import recipe_json
 from trtbuild.report.document import Report
-from trtbuild.store import BlobLostError
+from trtbuild.store import BlobLostError, counters
 
 if TYPE_CHECKING:
     from trtbuild.recipe import Recipe
@@ -54,15 +54,18 @@ def recall(store: Store, question: Question) -> Report | None:
 
     Every engine that it names is read and verified first.
     """
-    answer = memo.recall(store, question)
-    if answer is None:
+    report = _recalled(store, question)
+    if report is None:
         return None
-    try:
-        report = msgspec.json.decode(answer, type=Report)
-        for engine in report.engines:
-            store.verified_path(engine.sha256)
-    except (msgspec.MsgspecError, BlobLostError):
-        return None
+    tally = counters.Tally(
+        tier="local",
+        kind="run",
+        outcome="hit",
+        count=1,
+        size_bytes=sum(engine.bytes for engine in report.engines),
+        saved_s=sum(stage.seconds for stage in report.stages if not stage.cached),
+    )
+    counters.count(store, tally)
     return msgspec.structs.replace(
         report,
         stages=tuple(
@@ -73,6 +76,20 @@ def recall(store: Store, question: Question) -> Report | None:
             for engine in report.engines
         ),
     )
+
+
+def _recalled(store: Store, question: Question) -> Report | None:
+    """Return the report as the run left it, None on a miss."""
+    answer = memo.recall(store, question)
+    if answer is None:
+        return None
+    try:
+        report = msgspec.json.decode(answer, type=Report)
+        for engine in report.engines:
+            store.verified_path(engine.sha256)
+    except (msgspec.MsgspecError, BlobLostError):
+        return None
+    return report
 
 
 def remember(

@@ -18,6 +18,7 @@ from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
 from trtbuild.store import make_record
+from trtbuild.store.counters import Tally, count
 from trtbuild.verification.accuracy import compare
 from trtbuild.verification.bootstrap import estimate
 from trtbuild.verification.gates import Evidence, judge
@@ -114,6 +115,7 @@ def accuracies(
     missing = {
         name: engine for name, engine in zip(names, engines, strict=True) if name not in known
     }
+    _count_reports(context, hits=len(known), others=len(missing), fresh=fresh)
     if missing:
         known |= _compared(context, source, data, missing)
         for name, key in zip(names, keys, strict=True):
@@ -121,6 +123,14 @@ def accuracies(
                 context.store.put(make_record("report", name, key, known[name]))
     context.log("verify", digest("reports/v1", names), started, cached=not missing)
     return [known[name] for name in names]
+
+
+def _count_reports(context: Context, *, hits: int, others: int, fresh: bool) -> None:
+    """Count reports that were known, and those that had, or were, to be measured anew."""
+    for outcome, number in (("hit", hits), ("bypass" if fresh else "miss", others)):
+        if number:
+            tally = Tally(tier="local", kind="report", outcome=outcome, count=number)
+            count(context.store, tally)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +177,7 @@ def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
     if fresh:
         started = time.perf_counter()
         context.say(name)
+        _count_reports(context, hits=0, others=1, fresh=True)
         times = make()
         context.log(name, digest("report/v1", key), started, cached=False)
         return times

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import filelock
 
+from trtbuild.errors import StoreError
+from trtbuild.store import counters
 from trtbuild.store.publish import explained
 from trtbuild.store.record import check_digest, check_kind
 from trtbuild.store.temporary import new_name
@@ -45,17 +47,29 @@ def get_or_make(
     Raises:
         StoreError: the store cannot be read or written.
     """
-    found = store.get(kind, key, shape)
-    if found is not None:
-        return found, True
-    with flight(store, kind, key, shape) as appeared:
-        if appeared is not None:
-            return appeared, True
-        made = make()
-        if (made.kind, made.key) != (kind, key):
-            message = f"asked for {kind} {key}, got the record of {made.kind} {made.key}"
-            raise ValueError(message)
-        return store.put(made), False
+    with _errors_counted(store, kind):
+        found = store.get(kind, key, shape)
+    if found is None:
+        with flight(store, kind, key, shape) as found:
+            if found is None:
+                made = make()
+                if (made.kind, made.key) != (kind, key):
+                    message = f"asked for {kind} {key}, got that of {made.kind} {made.key}"
+                    raise ValueError(message)
+                counters.count_record(store, made, found=False)
+                return store.put(made), False
+    counters.count_record(store, found, found=True)
+    return found, True
+
+
+@contextlib.contextmanager
+def _errors_counted(store: Store, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        tally = counters.Tally(tier="local", kind=kind, outcome="error", count=1)
+        counters.count(store, tally)
+        raise
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@
     v1/lease/<kind>.<key>          who is making what (see :mod:`trtbuild.store.lease`)
     v1/tmp/                        unpublished files
     v1/quarantine/                 what failed verification; never served
-    v1/refs/                       what must be kept (nothing yet)
+    v1/refs/<namespace>/<name>     what must be kept (see :mod:`trtbuild.store.pins`)
+    v1/counters/                   what the store was worth (:mod:`trtbuild.store.counters`)
 
-The folder tree is the truth; there is no index that could disagree with it.
+The folder tree is the truth; there is no index that could disagree with it. The time of change
+of a record's file is its last use, to the hour.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from typing import TYPE_CHECKING
 
 from trtbuild.engine import Value
 from trtbuild.errors import StoreError
+from trtbuild.store import counters
+from trtbuild.store.guard import mark_used, mark_wanted, publishing
 from trtbuild.store.location import prepare, root_of
 from trtbuild.store.publish import draft, explained, link_new, require_room, set_aside
 from trtbuild.store.reader import BlobLostError, digest_file, file_fault, read_file
 from trtbuild.store.record import (
     MAX_RECORD_BYTES,
     Blob,
+    NewerRecordError,
     RecordError,
     check_digest,
     check_kind,
@@ -141,11 +146,15 @@ class Store:
         blob which is missing or has another size.
 
         Raises:
-            StoreError: the store cannot be read; that is no miss.
+            StoreError: the store cannot be read, or a newer version wrote this record; that
+                is no miss.
         """
         with explained(self.root):
             found = self._load(kind, key, shape)
-            return found[0] if found and self._has_blobs(found[0]) else None
+            if found is None or not self._has_blobs(found[0]):
+                return None
+            mark_used(self._record_path(kind, key))
+            return found[0]
 
     def put(self, record: Record) -> Record:
         """Store ``record`` durably if its key has none; return the one that is stored.
@@ -157,13 +166,15 @@ class Store:
             StoreError: a blob that it names is not stored, or the store cannot be written.
         """
         data = encode_record(record)
-        with explained(self.root):
+        with explained(self.root), publishing(self.top):
             if not self._has_blobs(record):
                 message = (
                     f"store {self.root}: {record.kind} record {record.key[:12]} names a blob "
                     "that is not in the store (any more). Run the command again"
                 )
                 raise StoreError(message)
+            for blob in record.blobs:
+                mark_wanted(self.path(blob.sha256))
             require_room(self.top, len(data))
             final = self._record_path(record.kind, record.key)
             with draft(self.top / "tmp", [data]) as written:
@@ -178,10 +189,17 @@ class Store:
         raise self._contended(final)
 
     def records(self, kind: str) -> Iterator[Record]:
-        """Yield the readable records of a kind, in the order of their keys, blobs unchecked."""
+        """Yield the readable records of a kind, in the order of their keys, blobs unchecked.
+
+        A record of a later version becomes an incident.
+        """
         for key in self.keys(kind, ""):
-            with explained(self.root):
-                found = self._load(kind, key, object)
+            try:
+                with explained(self.root):
+                    found = self._load(kind, key, object)
+            except NewerRecordError as error:
+                self.note(self._record_path(kind, key), str(error))
+                continue
             if found:
                 yield found[0]
 
@@ -230,7 +248,9 @@ class Store:
                 for _ in range(_ATTEMPTS):
                     if link_new(written.path, final, self.top):
                         return blob
-                    with contextlib.suppress(BlobLostError):
+                    with contextlib.suppress(BlobLostError, FileNotFoundError):
+                        with publishing(self.top):
+                            mark_wanted(final)
                         self._verified(blob.sha256, digest_file(final, _ANY_SIZE))
                         return blob
         raise self._contended(final)
@@ -274,6 +294,12 @@ class Store:
             try:
                 record = decode_record(content.data)
                 record.read(shape)
+            except NewerRecordError as error:
+                message = (
+                    f"store {path}: {error}. It stays as it is: upgrade trtbuild, or give "
+                    "another folder with --store"
+                )
+                raise NewerRecordError(message) from error
             except (RecordError, StoreError) as error:
                 reason = str(error)
             else:
@@ -286,6 +312,9 @@ class Store:
     def _set_aside(self, path: Path, file_id: tuple[int, int], reason: str) -> None:
         if set_aside(path, file_id, self.top / "quarantine"):
             self.note(path, f"set aside in quarantine: {reason}")
+            kind = path.parent.parent.name if path.is_relative_to(self.top / "ac") else "blob"
+            tally = counters.Tally(tier="local", kind=kind, outcome="corrupt", count=1)
+            counters.count(self, tally)
 
     def _contended(self, path: Path) -> StoreError:
         message = (

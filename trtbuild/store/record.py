@@ -27,6 +27,7 @@ MAX_RECORD_BYTES = 64 << 20
 
 OTHER_VERSION = "It was written by another version of trtbuild"
 
+_PAYLOAD_SCHEMA = re.compile(r"application/vnd\.trtbuild\.record\.v([1-9][0-9]{0,3})\+json")
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -123,6 +124,10 @@ class RecordError(ValueError):
     """The bytes are no record that this version would have written."""
 
 
+class NewerRecordError(StoreError):
+    """The bytes are a whole record of a later schema: not ours to read, nor to remove."""
+
+
 def make_record(
     kind: str, key: str, preimage: object, value: object, blobs: tuple[Blob, ...] = ()
 ) -> Record:
@@ -164,16 +169,15 @@ def decode_record(data: bytes) -> Record:
     """Return the record in the bytes of a file.
 
     Raises:
+        NewerRecordError: a later version of trtbuild wrote them.
         RecordError: anything about them is not as :func:`encode_record` writes it.
     """
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
-        if envelope.payload_type != PAYLOAD_TYPE:
-            message = f"payload type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}"
-            raise RecordError(message)
         if envelope.sha256 != _checksum(envelope.payload_type, envelope.payload):
             message = "its payload does not match its checksum"
             raise RecordError(message)
+        _check_type(envelope.payload_type)
         record = msgspec.json.decode(envelope.payload, type=Record)
         plain: object = msgspec.json.decode(envelope.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -183,6 +187,21 @@ def decode_record(data: bytes) -> Record:
         message = "it is not in canonical form"
         raise RecordError(message)
     return record
+
+
+def _check_type(payload_type: str) -> None:
+    if is_newer(payload_type):
+        message = f"a record of type {payload_type!r}, this version reads {PAYLOAD_TYPE!r}"
+        raise NewerRecordError(message)
+    if payload_type != PAYLOAD_TYPE:
+        message = f"payload type {payload_type!r}, expected {PAYLOAD_TYPE!r}"
+        raise RecordError(message)
+
+
+def is_newer(payload_type: str) -> bool:
+    """Tell whether a later version of trtbuild writes such records."""
+    schema = _PAYLOAD_SCHEMA.fullmatch(payload_type)
+    return schema is not None and int(schema[1]) > RECORD_SCHEMA
 
 
 def is_digest(text: str) -> bool:

@@ -1,0 +1,213 @@
+"""``trtbuild cache pin``, ``unpin``, ``gc``, ``verify`` and ``stats``: the care of a store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+
+if TYPE_CHECKING:
+    from trtbuild.store.collect import Collection
+    from trtbuild.store.pins import Pin
+
+PinnedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[ENGINE]", help="The engine to keep; without one, the pins are listed."
+    ),
+]
+HighOption = Annotated[
+    str, typer.Option("--high", metavar="SIZE", help="Collect where the store is larger.")
+]
+LowOption = Annotated[
+    str, typer.Option("--low", metavar="SIZE", help="Shrink it to this (default: 70 % of it).")
+]
+KeepOption = Annotated[
+    float, typer.Option("--keep-days", min=0, help="Keep what was used within so many days.")
+]
+GraceOption = Annotated[
+    str, typer.Option("--grace", metavar="TIME", help="Keep what is younger: 90s, 30m, 1h.")
+]
+
+_SHOWN_DIGITS = 12
+_TIME = re.compile(r"([0-9]+)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DAY_S = 86400.0
+
+
+def pin(
+    engine: PinnedArgument = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="NAME or NAMESPACE/NAME.")
+    ] = "",
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Keep an engine whatever 'cache gc' removes; without ENGINE list the pins.
+
+    A pin keeps the engine, what was measured of it, and the network it was built from. A name
+    that is taken moves to this engine.
+    """
+    from trtbuild.cli.output import print_json
+    from trtbuild.store import Store, find_engine
+    from trtbuild.store import pins as pinning
+
+    opened = Store.open(store)
+    added = pinning.pin(opened, find_engine(opened, engine), name) if engine else ""
+    found = pinning.pins(opened)
+    if json:
+        print_json({"schema": 1, "pins": [_pin_entry(*each) for each in found.items()]})
+    elif added:
+        typer.echo(f"pinned {found[added].sha256[:_SHOWN_DIGITS]} as {added}")
+    elif found:
+        for full, each in found.items():
+            typer.echo(f"{full}  {each.sha256[:_SHOWN_DIGITS]}  {each.created}")
+    else:
+        typer.echo(f"no pins in {opened.root}; 'trtbuild cache pin ENGINE' makes one")
+
+
+def unpin(
+    name: Annotated[str, typer.Argument(metavar="NAME|ENGINE")], store: StoreOption = ""
+) -> None:
+    """Remove a pin by its name, or all pins of an engine; the engine stays until collected."""
+    from trtbuild.store import Store
+    from trtbuild.store import pins as pinning
+
+    for full in pinning.unpin(Store.open(store), name):
+        typer.echo(f"unpinned {full}")
+
+
+def gc(  # noqa: PLR0913  one parameter per option is how Typer works
+    high: HighOption = "50GB",
+    low: LowOption = "",
+    keep_days: KeepOption = 1.0,
+    grace: GraceOption = "1h",
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    store: StoreOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Shrink the store: what was not used for longest goes, pins and what is in use stay."""
+    from msgspec.structs import asdict, replace
+
+    from trtbuild.cli.output import print_json
+    from trtbuild.store import Store
+    from trtbuild.store.automatic import limits_of
+    from trtbuild.store.collect import collect
+
+    limits = replace(
+        limits_of(high, low), keep_s=keep_days * _DAY_S, grace_s=_parse_time(grace)
+    )
+    found = collect(Store.open(store), limits, dry_run=dry_run)
+    if json:
+        print_json({"schema": 1, **asdict(found)})
+        return
+    for line in _collection_lines(found):
+        typer.echo(line)
+
+
+def verify(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Move what is wrong to quarantine.")
+    ] = False,
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Read and hash everything in the store; leaves with 6 if something is wrong."""
+    from msgspec.structs import asdict
+
+    from trtbuild.cli.output import print_json, speaker
+    from trtbuild.errors import StoreError
+    from trtbuild.store import Store
+    from trtbuild.store.audit import audit
+
+    opened = Store.open(store)
+    found = audit(opened, repair=repair, say=speaker(quiet=quiet))
+    if json:
+        print_json({"schema": 1, **asdict(found), "sound": found.sound})
+    else:
+        for fault in found.faults:
+            done = " (now in quarantine)" if fault.repaired else ""
+            typer.echo(f"{fault.kind}: {fault.path}: {fault.reason}{done}")
+        typer.echo(
+            f"{found.records} records and {found.blobs} blobs are whole, "
+            f"{found.size_bytes / 1e6:.1f} MB; {found.unnamed_blobs} blobs without a record, "
+            f"{found.newer} records of a later version"
+        )
+    if not found.sound:
+        remedy = (
+            "see the reasons above" if repair else "'trtbuild cache verify --repair' sets aside"
+        )
+        message = f"store {opened.root}: {len(found.faults)} files are not sound: {remedy}"
+        raise StoreError(message + ("" if repair else " what is; it is made again when needed"))
+
+
+def stats(
+    openmetrics: Annotated[
+        Path | None,
+        typer.Option("--openmetrics", metavar="FILE", help="Write them for Prometheus too."),
+    ] = None,
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Say how often the store had what was asked for, and what that saved."""
+    from trtbuild.cli.output import print_json, writing
+    from trtbuild.store import Store, counters
+    from trtbuild.store.metrics import lines, summarize, write
+
+    opened = Store.open(store)
+    found = summarize(counters.totals(opened))
+    if openmetrics is not None:
+        with writing(openmetrics, "--openmetrics"):
+            write(openmetrics, found)
+    if json:
+        print_json(found)
+        return
+    for line in lines(found):
+        typer.echo(line)
+
+
+def _pin_entry(name: str, each: Pin) -> dict[str, object]:
+    return {
+        "name": name,
+        "sha256": each.sha256,
+        "engine_key": each.engine_key,
+        "created": each.created,
+    }
+
+
+def _parse_time(text: str) -> float:
+    from trtbuild.errors import UsageError
+
+    found = _TIME.fullmatch(text)
+    if not found:
+        message = f"--grace {text!r}: expected a time such as 90s, 30m, 1h or 7d"
+        raise UsageError(message)
+    return float(int(found[1]) * _SECONDS[found[2]])
+
+
+def _collection_lines(found: Collection) -> list[str]:
+    verb = "would remove" if found.dry_run else "removed"
+    lines = [
+        f"{found.before_bytes / 1e9:.3f} GB before, {found.after_bytes / 1e9:.3f} GB after",
+        f"{verb} {found.records} records and {found.blobs} blobs",
+        f"kept by pins {found.pinned_bytes / 1e9:.3f} GB",
+        f"kept as used or made of late {found.recent_bytes / 1e9:.3f} GB",
+    ]
+    if found.quarantined or found.temporaries:
+        lines.append(
+            f"removed {found.quarantined} old files of the quarantine and {found.temporaries} "
+            "left by dead processes"
+        )
+    lines += [f"pin {name}: its engine is lost" for name in found.broken_pins]
+    if not found.small_enough:
+        lines.append("still above --high: unpin engines, or give a smaller --keep-days")
+    return lines

@@ -1,0 +1,221 @@
+"""What is in a store, read in one pass: every record with its last use, every blob.
+
+For the collection, which must know all references before it removes anything. Records are
+decoded without the checks that a reader makes: what is damaged is for ``cache verify``.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass, field
+from os import scandir
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trtbuild.errors import StoreError
+from trtbuild.store.publish import explained
+from trtbuild.store.record import is_digest, is_newer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import DirEntry
+    from pathlib import Path
+
+    from trtbuild.store.local import Store
+    from trtbuild.store.pins import Pin
+
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A published file; ``changed_ns`` is its time of change."""
+
+    path: Path
+    size_bytes: int
+    changed_ns: int
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """A record. ``used_ns`` is its last use, or that of what was answered with it.
+
+    ``blobs`` are digests. ``serves`` are digests of what it tells about: of an engine's record
+    its own bytes, of a report the engines that it names, of a graph's record its content.
+    """
+
+    file: File
+    kind: str
+    key: str
+    used_ns: int
+    blobs: tuple[str, ...] = ()
+    serves: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """All records by (kind, key), and all blobs by digest."""
+
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    blobs: dict[str, File] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all records and blobs."""
+        records = sum(entry.file.size_bytes for entry in self.entries.values())
+        return records + sum(file.size_bytes for file in self.blobs.values())
+
+    def kept_by(self, pin: Pin) -> Iterator[Entry]:
+        """Yield the records that ``pin`` keeps."""
+        own = {("engine", pin.engine_key), ("plan", pin.sha256)}
+        yield from (self.entries[name] for name in own if name in self.entries)
+        for entry in self.entries.values():
+            if entry.kind == "engine":
+                continue
+            if pin.network_sha256 in entry.serves or pin.sha256 in entry.serves:
+                yield entry
+
+
+class _Envelope(msgspec.Struct, frozen=True, rename={"payload_type": "payloadType"}):
+    payload: bytes
+    payload_type: str
+
+
+class _Blob(msgspec.Struct, frozen=True):
+    sha256: str
+
+
+class _Record(msgspec.Struct, frozen=True):
+    blobs: tuple[_Blob, ...]
+    preimage: msgspec.Raw
+    value: msgspec.Raw
+
+
+class _Graph(msgspec.Struct, frozen=True):
+    sha256: str = ""
+
+
+class _Named(msgspec.Struct, frozen=True):
+    key: str = ""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    stages: tuple[_Named, ...] = ()
+    engines: tuple[_Named, ...] = ()
+
+
+class _Link(msgspec.Struct, frozen=True):
+    answer: _Answer | None = None
+
+
+def take(store: Store) -> Inventory:
+    """Return what is in the store now.
+
+    What a remembered run was answered with counts as used when the run was: a daily full hit
+    reads the engines only, and must not let the ranges behind them grow old.
+
+    Raises:
+        StoreError: it cannot be read, or holds records of a later version, whose references
+            are unknown.
+    """
+    found = Inventory()
+    used: dict[str, int] = {}
+    with explained(store.root):
+        for file in _files(store.top / "cas"):
+            found.blobs[file.path.name] = file
+        for file in _files(store.top / "ac"):
+            entry = _entry(store, file, used)
+            found.entries[entry.kind, entry.key] = entry
+    for entry in found.entries.values():
+        entry.used_ns = max(entry.used_ns, used.get(entry.key, 0))
+    _pair_plans(found)
+    return found
+
+
+def _files(top: Path) -> Iterator[File]:
+    """Yield the regular files two folders below that are named by a digest."""
+    for kind in _folders(top):
+        for shard in _folders(kind):
+            with scandir(shard) as entries:
+                yield from (file for each in entries if (file := _file(shard, each)))
+
+
+def _folders(folder: Path) -> list[Path]:
+    with scandir(folder) as entries:
+        return [folder / each.name for each in entries if each.is_dir(follow_symlinks=False)]
+
+
+def _file(folder: Path, entry: DirEntry[str]) -> File | None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not is_digest(entry.name) or not stat.S_ISREG(status.st_mode):
+        return None
+    return File(
+        path=folder / entry.name, size_bytes=status.st_size, changed_ns=status.st_mtime_ns
+    )
+
+
+def _entry(store: Store, file: File, used: dict[str, int]) -> Entry:
+    kind = file.path.parent.parent.name
+    entry = Entry(file=file, kind=kind, key=file.path.name, used_ns=file.changed_ns)
+    try:
+        envelope = msgspec.json.decode(file.path.read_bytes(), type=_Envelope)
+        _refuse_newer(store, file.path, envelope.payload_type)
+        record = msgspec.json.decode(envelope.payload, type=_Record)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return entry
+    entry.blobs = tuple(blob.sha256 for blob in record.blobs)
+    entry.serves = _serves(kind, record)
+    if kind == "memo":
+        for key in _answered_with(record):
+            used[key] = max(used.get(key, 0), file.changed_ns)
+    return entry
+
+
+def _refuse_newer(store: Store, path: Path, payload_type: str) -> None:
+    if is_newer(payload_type):
+        message = (
+            f"store {store.root}: a later version of trtbuild wrote {path}, so what it needs "
+            "is unknown and nothing may be removed. Collect with that version; 'trtbuild cache "
+            "verify' says whether the record is merely damaged"
+        )
+        raise StoreError(message)
+
+
+def _serves(kind: str, record: _Record) -> frozenset[str]:
+    if kind in ("memo", "plan"):
+        return frozenset()
+    if kind == "engine":
+        return frozenset(blob.sha256 for blob in record.blobs)
+    if kind == "report":
+        return frozenset(each.decode() for each in _DIGEST.findall(bytes(record.preimage)))
+    try:
+        return frozenset({msgspec.json.decode(record.value, type=_Graph).sha256})
+    except msgspec.MsgspecError:
+        return frozenset()
+
+
+def _answered_with(record: _Record) -> tuple[str, ...]:
+    """Return the keys of the stages and engines in the answer of a memo's last link."""
+    try:
+        answer = msgspec.json.decode(record.value, type=_Link).answer
+    except msgspec.MsgspecError:
+        return ()
+    if answer is None:
+        return ()
+    return tuple(each.key for each in (*answer.stages, *answer.engines))
+
+
+def _pair_plans(found: Inventory) -> None:
+    """An engine and the record that finds it by its digest are used, and go, together."""
+    for (kind, _), engine in tuple(found.entries.items()):
+        if kind != "engine":
+            continue
+        for sha256 in engine.blobs:
+            plan = found.entries.get(("plan", sha256))
+            if plan is not None:
+                plan.used_ns = engine.used_ns = max(plan.used_ns, engine.used_ns)
