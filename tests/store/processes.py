@@ -98,8 +98,9 @@ def stampede(folder: Path, processes: int, rounds: int) -> dict[str, object]:
     }
 
 
-def write_forever(folder: Path, acknowledged: Path) -> None:
+def write_forever(folder: Path, acknowledged: Path, begun: int) -> None:
     store = Store.open(str(folder))
+    os.write(begun, b"1")
     while True:
         key = digest("test", random.getrandbits(64))
         data = random.randbytes(random.randrange(1, 300_000))  # noqa: S311  no secret
@@ -127,7 +128,15 @@ def killed(folder: Path, kills: int) -> dict[str, object]:
     alive = orphans = 0
     for _ in range(kills):
         random.seed()
-        child = fork(lambda: write_forever(folder, acknowledged))
+        ready, begun = os.pipe()
+
+        def work(begun: int = begun) -> None:
+            write_forever(folder, acknowledged, begun)
+
+        child = fork(work)
+        os.close(begun)
+        os.read(ready, 1)  # a busy machine may take long to begin
+        os.close(ready)
         time.sleep(random.uniform(0.0, 0.06))  # noqa: S311  no secret
         alive += os.waitpid(child, os.WNOHANG)[0] == 0
         os.kill(child, signal.SIGKILL)
