@@ -9,7 +9,7 @@ import pytest
 from tests.verification.meters import ScriptedMeter, reading
 from tests.verification.sessions import linear
 from trtbuild.backends.meter import NoMeter
-from trtbuild.verification import contest as module
+from trtbuild.verification import conditions
 from trtbuild.verification.contest import HOST, Contestant, ContestPlan, Way, contest
 from trtbuild.verification.rates import RatePlan
 from trtbuild.verification.turns import HostLane, LatencyPlan
@@ -89,7 +89,7 @@ def test_a_throttled_run_is_measured_again_and_counts_when_it_is_calm() -> None:
 def test_a_device_that_always_throttles_is_given_up_as_invalid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_COOLING_S", 0.0)
+    monkeypatch.setattr(conditions, "_COOLING_S", 0.0)
     found, _ = run(sleeper("a", 0.001), meter=ScriptedMeter([reading("power brake")]))
     assert (found.attempts, found.conditions.valid) == (PLAN.attempts, False)
     assert found.conditions.throttling == ("power brake",)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from trtbuild.backends import runtime
+from trtbuild.backends import gpu, runtime
 from trtbuild.backends.meter import open_meter
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import MissingBackendError, UsageError
@@ -15,21 +15,49 @@ from trtbuild.report.contest import BenchedEngine, BenchReport, Throughput, Time
 from trtbuild.report.document import summarize
 from trtbuild.runtime.load import load
 from trtbuild.store import Store, find_engine
-from trtbuild.verification.contest import HOST, Contestant, ContestPlan, contest
+from trtbuild.verification.contest import HOST, Contestant, ContestPlan, Way, contest
 from trtbuild.verification.gates import speed_gate
 from trtbuild.verification.latency import batch_size
 from trtbuild.verification.results import WarmUp
 from trtbuild.verification.turns import HostLane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from trtbuild.backends import Session
+    from trtbuild.engine import Target
     from trtbuild.pipeline.fed import Fed
     from trtbuild.verification.contest import Outcome
     from trtbuild.verification.results import GateResult
+    from trtbuild.verification.turns import Lane
 
 _SHOWN_DIGITS = 8
+_KNOWN_AFTER = 16
+"""Calls after which a session has captured what it will."""
+
+
+class _Counts(Protocol):
+    """What a session counts."""
+
+    def value(self, name: Literal["graph_launches"]) -> float:
+        """Return one counter."""
+
+
+@runtime_checkable
+class _OnDevice(Protocol):
+    """A session that takes arrays of the GPU, and counts its CUDA graphs."""
+
+    @property
+    def stats(self) -> _Counts:
+        """What it counts."""
+
+    def run_device(
+        self,
+        inputs: Mapping[str, object],
+        outputs: Mapping[str, object] | None = ...,
+        stream: int | None = ...,
+    ) -> dict[str, Any]:
+        """Enqueue a call in ``stream``."""
 
 
 class BenchRequest(Value, frozen=True, kw_only=True):
@@ -63,7 +91,8 @@ def bench(
         contestants = []
         for name, manifest in manifests.items():
             say(f"load {name}")
-            contestants.append(_contestant(name, load(manifest.key, store), fed[name]))
+            session = load(manifest.key, store)
+            contestants.append(_contestant(name, session, fed[name], manifest.preimage.target))
         outcome = contest(contestants, request.plan, meter, say)
     return BenchReport(
         machine=machine(),
@@ -102,16 +131,34 @@ def _manifests(
     return found
 
 
-def _contestant(name: str, session: Session, fed: Fed) -> Contestant:
+def _contestant(name: str, session: Session, fed: Fed, target: Target) -> Contestant:
     shapes = sorted((key, array.shape) for key, array in fed.arrays.items())
     lane = HostLane(session=session, inputs=fed.arrays)
+    lanes: dict[Way, Lane] = {HOST: lane}
+    if isinstance(session, _OnDevice) and target.arch.startswith("sm_"):
+        from trtbuild.backends import cuda_lanes  # noqa: PLC0415  its imports need a driver
+
+        found = cuda_lanes.open_lanes(session, fed.arrays, gpu.archs().index(target.arch))
+        lanes = {Way(cuda_graph=_replays(session, lane)): lane}
+        for copies, events in found.items():
+            graph = _replays(session, events)
+            lanes[Way(clock="cuda events", transfers=copies, cuda_graph=graph)] = events
     return Contestant(
         name=name,
         fed=f"{shapes}",
         batch_size=batch_size(fed.arrays),
         worker=lane.call,
-        lanes={HOST: lane},
+        lanes=lanes,
     )
+
+
+def _replays(session: _OnDevice, lane: Lane) -> bool:
+    """Return whether calls of ``lane`` really are CUDA graphs, once they are known."""
+    for _ in range(_KNOWN_AFTER):
+        lane.call()
+    before = session.stats.value("graph_launches")
+    lane.call()
+    return session.stats.value("graph_launches") > before
 
 
 def _benched(
@@ -130,6 +177,9 @@ def _benched(
         inputs={key: array.shape for key, array in fed.arrays.items()},
         batch_size=batch_size(fed.arrays),
         data=fed.origin,
+        no_cuda_events=""
+        if any(owner == name and way.clock != "host" for owner, way, _ in outcome.latencies)
+        else "no CUDA events: the engine runs on the processor, or its session has no streams",
         latency=tuple(
             Timed(
                 way=way,
@@ -157,7 +207,9 @@ def _gates(outcome: Outcome, first: str, min_speedup: float | None) -> tuple[Gat
         return ()
     invalid = ", ".join(outcome.conditions.throttling)
     rivals = [
-        each for each in outcome.comparisons if each.way == HOST and each.baseline == first
+        each
+        for each in outcome.comparisons
+        if each.way.clock == "host" and each.baseline == first
     ]
     if not rivals:
         raise UsageError(

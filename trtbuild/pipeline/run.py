@@ -92,7 +92,10 @@ def run(work: Work) -> Report:
     """
     report, dependencies = _whole(work, None)
     question = recall.question_of(work.recipe, work.plan)
-    recall.remember(work.store, question, dependencies, report)
+    found = [engine.verification for engine in report.engines]
+    if not any(each.measured_on == "device" and each.no_latency for each in found):
+        # An invalid run, of a device that throttled, is measured again the next time.
+        recall.remember(work.store, question, dependencies, report)
     return _with_incidents(report, work.store)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trtbuild.backends import runtime
 from trtbuild.backends.fingerprint import version
+from trtbuild.backends.meter import open_meter
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
@@ -21,6 +22,7 @@ from trtbuild.store import make_record
 from trtbuild.store.counters import Tally, count
 from trtbuild.verification.accuracy import compare
 from trtbuild.verification.bootstrap import estimate
+from trtbuild.verification.conditions import ATTEMPTS, calm
 from trtbuild.verification.gates import Evidence, judge
 from trtbuild.verification.latency import measure, speedup
 from trtbuild.verification.outputs import save_outputs
@@ -79,11 +81,23 @@ class _LatencyKey(Value, frozen=True, kw_only=True):
 
 
 class Timing(Value, frozen=True, kw_only=True):
-    """The latency of an engine and of its baseline, measured in turns in one run."""
+    """The latency of an engine and of its baseline, measured in turns in one run.
+
+    ``throttled`` is why the run is invalid: the device lowered its clocks.
+    """
 
     latency: LatencyMs
     baseline: LatencyMs | None
     speedup: Speedup | None
+    throttled: str = ""
+
+
+class _Invalid(Exception):  # noqa: N818  it carries what must not be stored
+    """A run that does not count, and will not be remembered."""
+
+    def __init__(self, timing: Timing) -> None:
+        super().__init__(timing.throttled)
+        self.timing = timing
 
 
 def measured_on(built: Built) -> Literal["device", "twin"]:
@@ -165,13 +179,24 @@ def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
         sessions = {"engine": _device_session(context, engine)}
         if baseline is not None:
             sessions["baseline"] = _device_session(context, baseline)
-        found = measure(sessions, latency_inputs(race.data, race.graph, race.profile), plan)
+        inputs = latency_inputs(race.data, race.graph, race.profile)
+        with open_meter((engine.planned.target,)) as meter:
+            found, conditions, _ = calm(
+                lambda: measure(sessions, inputs, plan), meter, ATTEMPTS, context.say
+            )
         other = found.get("baseline")
         return Timing(
             latency=summarize(found["engine"]),
             baseline=summarize(other) if other else None,
             speedup=speedup(other, found["engine"]) if other else None,
+            throttled=", ".join(conditions.throttling),
         )
+
+    def make_valid() -> Timing:
+        found = make()
+        if found.throttled:
+            raise _Invalid(found)
+        return found
 
     name = f"time {engine.planned.target}"
     if fresh:
@@ -181,7 +206,10 @@ def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
         times = make()
         context.log(name, digest("report/v1", key), started, cached=False)
         return times
-    return context.remembered(name, "report", key, Timing, make)
+    try:
+        return context.remembered(name, "report", key, Timing, make_valid)
+    except _Invalid as run:
+        return run.timing
 
 
 def verification(
@@ -200,13 +228,18 @@ def verification(
                 f"{name} is {found.reference.value:g} for each of {found.units} units, with "
                 f"framework and engine alike: only harder data could show a drop",
             )
+    throttled = times.throttled if times else ""
+    if throttled:
+        no_latency = f"the device throttled ({throttled}): the run is invalid"
+    valid = times if not throttled else None
     baseline = baseline_of(built.planned.target, context.recipe.quantization.precision)
     outputs = accuracy.outputs if accuracy else ()
     manifest = built.manifest
     evidence = Evidence(
         metric=next(iter(metrics.values()), None),
         outputs=outputs,
-        speedup=times.speedup if times else None,
+        speedup=valid.speedup if valid else None,
+        throttled=throttled,
         no_latency=no_latency,
         precision_requested=manifest.precision_requested,
         precision_achieved=manifest.layers.precision_achieved,
@@ -218,11 +251,11 @@ def verification(
         metrics=metrics,
         outputs=outputs,
         samples=accuracy.samples if accuracy else 0,
-        latency_ms=times.latency if times else None,
+        latency_ms=valid.latency if valid else None,
         no_latency=no_latency,
-        baseline=f"the same engine in {baseline}" if times and times.baseline else "",
-        baseline_latency_ms=times.baseline if times else None,
-        speedup=times.speedup if times else None,
+        baseline=f"the same engine in {baseline}" if valid and valid.baseline else "",
+        baseline_latency_ms=valid.baseline if valid else None,
+        speedup=valid.speedup if valid else None,
         twin_reason=built.planned.cannot_run,
     )
 

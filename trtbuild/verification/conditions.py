@@ -7,7 +7,8 @@ told, so that none may be left out as an outlier.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -15,13 +16,21 @@ from trtbuild.backends.meter import HARMLESS
 from trtbuild.engine import Value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
 
     from trtbuild.backends.meter import Meter, Reading
 
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""How often a run is measured before it is given up as invalid."""
+
 _PERIOD_S = 0.1
+_COOLING_S = 20.0
+_LOOK_S = 0.5
 
 
 class Spread(Value, frozen=True, kw_only=True):
@@ -116,3 +125,26 @@ def _spread(figures: list[int | None]) -> Spread | None:
     if not given:
         return None
     return Spread(low=min(given), median=float(np.median(given)), high=max(given))
+
+
+def calm(
+    run: Callable[[], T], meter: Meter, attempts: int, say: Callable[[str], None]
+) -> tuple[T, Conditions, int]:
+    """Return what ``run`` measures, its conditions, and how many runs there were.
+
+    A run on a device that throttled is thrown away and repeated, after a pause of 20 s at most
+    in which nothing holds the clocks down any more. The last of ``attempts`` may be invalid.
+    """
+    attempt = 1
+    while True:
+        with Watch(meter) as watch:
+            found = run()
+        conditions = watch.conditions()
+        if not conditions.throttling or attempt >= attempts:
+            return found, conditions, attempt
+        attempt += 1
+        why = ", ".join(conditions.throttling)
+        say(f"throttled ({why}): the run is invalid, measure again")
+        end = time.monotonic() + _COOLING_S
+        while set(meter.read().reasons or ()) - set(HARMLESS) and time.monotonic() < end:
+            time.sleep(_LOOK_S)

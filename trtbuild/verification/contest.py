@@ -8,16 +8,14 @@ up, and then reported as what it is.
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import numpy as np
 
-from trtbuild.backends.meter import HARMLESS
 from trtbuild.engine import Value
-from trtbuild.verification.conditions import Conditions, Watch
+from trtbuild.verification.conditions import ATTEMPTS, Conditions, calm
 from trtbuild.verification.intervals import ratio
 from trtbuild.verification.latency import measure_lanes
 from trtbuild.verification.rates import Rate, RatePlan, Worker, rates
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from trtbuild.verification.turns import Lane
 
 _ERROR = 0.05
-_COOLING_S = 20.0
-_LOOK_S = 0.5
 
 
 class Way(Value, frozen=True, kw_only=True):
@@ -45,6 +41,11 @@ class Way(Value, frozen=True, kw_only=True):
     clock: Literal["host", "cuda events"] = "host"
     transfers: bool = True
     cuda_graph: bool = False
+
+    @property
+    def by(self) -> tuple[str, bool]:
+        """What must be the same of two times for one to be faster than the other."""
+        return self.clock, self.transfers
 
     def __str__(self) -> str:
         """Return what a table calls it, ``CUDA events, no copies, graph``."""
@@ -62,7 +63,7 @@ class ContestPlan(Value, frozen=True, kw_only=True):
 
     latency: LatencyPlan
     rate: RatePlan
-    attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = ATTEMPTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +122,17 @@ def contest(
     if not contestants or len({each.name for each in contestants}) < len(contestants):
         message = "expected contestants with names of their own"
         raise ValueError(message)
-    for attempt in itertools.count(1):
-        found = _run(contestants, plan, meter, say)
-        throttling = found.conditions.throttling
-        if not throttling or attempt == plan.attempts:
-            return msgspec.structs.replace(found, attempts=attempt)
-        say(f"throttled ({', '.join(throttling)}): the run is invalid, measure again")
-        _cool(meter)
-    raise AssertionError  # pragma: no cover  an endless loop has no end
+    found, conditions, attempts = calm(
+        lambda: _run(contestants, plan, meter, say), meter, plan.attempts, say
+    )
+    latencies, speeds = found
+    return Outcome(
+        latencies=tuple((*key, latency) for key, latency in latencies.items()),
+        rates=speeds,
+        comparisons=compare(contestants, latencies),
+        conditions=conditions,
+        attempts=attempts,
+    )
 
 
 def _run(
@@ -136,67 +140,55 @@ def _run(
     plan: ContestPlan,
     meter: Meter,
     say: Callable[[str], None],
-) -> Outcome:
+) -> tuple[dict[tuple[str, Way], Latency], dict[str, tuple[Rate, ...]]]:
     lanes = {(each.name, way): lane for each in contestants for way, lane in each.lanes.items()}
     keys = {str(index): key for index, key in enumerate(lanes)}
     sizes = {each.name: each.batch_size for each in contestants}
-    with Watch(meter) as watch:
-        say(f"latency: {len(contestants)} engines in turns")
-        found = measure_lanes(
-            {index: lanes[key] for index, key in keys.items()},
-            {index: sizes[key[0]] for index, key in keys.items()},
-            plan.latency,
-        )
-        say(f"throughput: {' '.join(map(str, plan.rate.threads))} threads")
-        workers = {
-            each.name: Worker(call=each.worker, batch_size=each.batch_size)
-            for each in contestants
-        }
-        speeds = rates(workers, plan.rate, meter)
-    latencies = {key: found[index] for index, key in keys.items()}
-    return Outcome(
-        latencies=tuple((*key, latency) for key, latency in latencies.items()),
-        rates=speeds,
-        comparisons=compare(contestants, latencies),
-        conditions=watch.conditions(),
-        attempts=1,
+    say(f"latency: {len(contestants)} engines in turns")
+    found = measure_lanes(
+        {index: lanes[key] for index, key in keys.items()},
+        {index: sizes[key[0]] for index, key in keys.items()},
+        plan.latency,
     )
+    say(f"throughput: {' '.join(map(str, plan.rate.threads))} threads")
+    workers = {
+        each.name: Worker(call=each.worker, batch_size=each.batch_size) for each in contestants
+    }
+    speeds = rates(workers, plan.rate, meter)
+    return {key: found[index] for index, key in keys.items()}, speeds
 
 
 def compare(
     contestants: Sequence[Contestant], latencies: Mapping[tuple[str, Way], Latency]
 ) -> tuple[Comparison, ...]:
-    """Return every pair of engines that were fed alike and timed in the same way."""
-    ways = dict.fromkeys(way for _, way in latencies)
+    """Return every pair of engines that were fed alike and timed by one clock.
+
+    A CUDA graph is part of what is compared: an engine with one against an engine without.
+    """
     pairs = [
-        (way, first.name, second.name)
-        for way in ways
+        ((first.name, baseline_way), (second.name, way))
         for first, second in itertools.combinations(contestants, 2)
         if first.fed == second.fed
-        and (first.name, way) in latencies
-        and (second.name, way) in latencies
+        for baseline_way in first.lanes
+        for way in second.lanes
+        if baseline_way.by == way.by
     ]
     found = []
-    for way, baseline, engine in pairs:
-        level = 1 - _ERROR / sum(each == way for each, _, _ in pairs)
+    for baseline, engine in pairs:
+        together = sum(other.by == engine[1].by for _, (_, other) in pairs)
         speedup = ratio(
-            np.asarray(latencies[baseline, way].samples_ms),
-            np.asarray(latencies[engine, way].samples_ms),
-            level,
+            np.asarray(latencies[baseline].samples_ms),
+            np.asarray(latencies[engine].samples_ms),
+            1 - _ERROR / together,
         )
         distinct = not speedup.low <= 1 <= speedup.high
         found.append(
             Comparison(
-                engine=engine, baseline=baseline, way=way, speedup=speedup, distinct=distinct
+                engine=engine[0],
+                baseline=baseline[0],
+                way=engine[1],
+                speedup=speedup,
+                distinct=distinct,
             )
         )
-    return tuple(found)
-
-
-def _cool(meter: Meter) -> None:
-    """Wait until nothing holds the clocks down any more, for 20 s at most."""
-    end = time.monotonic() + _COOLING_S
-    while time.monotonic() < end:
-        if not set(meter.read().reasons or ()) - set(HARMLESS):
-            return
-        time.sleep(_LOOK_S)
+    return tuple(sorted(found, key=lambda each: each.way.by, reverse=True))

@@ -23,6 +23,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     ``metric`` is ``None`` where the data defines none, ``outputs`` empty where there was no
     evaluation data, ``speedup`` ``None`` where no latency was measured; ``no_latency`` then
     says why. ``precision_achieved`` counts compute layers by the type that they compute in.
+    ``throttled`` is why a measured latency does not count.
     """
 
     metric: MetricEstimate | None
@@ -206,12 +207,14 @@ def _accuracy_advice(precision: str) -> tuple[str, ...]:
 
 def _min_speedup(limit: float, evidence: Evidence) -> GateResult:
     found = evidence.speedup
+    if evidence.throttled:
+        return speed_gate(limit, None, "", invalid=evidence.throttled)
     if found is None:
         reason = evidence.no_latency or "no latency was measured"
         return _skipped("min_speedup", limit, reason)
     asked = evidence.precision_requested
-    judged = speed_gate(limit, found, "", invalid=evidence.throttled)
-    if judged.passed or evidence.throttled:
+    judged = speed_gate(limit, found, "", invalid="")
+    if judged.passed:
         return judged
     advice = (
         f"trtbuild inspect: how many layers run in {asked}, what fused",
@@ -221,14 +224,14 @@ def _min_speedup(limit: float, evidence: Evidence) -> GateResult:
     return msgspec.structs.replace(judged, advice=advice)
 
 
-def speed_gate(limit: float, found: Speedup, engine: str, *, invalid: str) -> GateResult:
+def speed_gate(limit: float, found: Speedup | None, engine: str, *, invalid: str) -> GateResult:
     """Judge the speed-up of ``engine``, which may be unnamed; ``invalid`` is why none counts.
 
     A run on a device that throttled shows what the device did, not what the engine can: it
     passes no gate.
     """
     label = f"{engine}: " if engine else ""
-    if invalid:
+    if invalid or found is None:
         return GateResult(
             name="min_speedup",
             limit=limit,
