@@ -6,17 +6,21 @@ Not imported on a machine without a driver.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pycuda.driver as cuda
 
+from trtbuild.backends import cuda_device
 from trtbuild.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
+
+    from trtbuild.backends.cuda_device import Device
+    from trtbuild.backends.session import LoadedSession
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -28,20 +32,8 @@ _FEW_ELEMENTS = 16
 """Integer inputs up to this size may be shapes, which TensorRT reads on the host."""
 
 
-class OnDevice(Protocol):
-    """A session that takes and gives arrays of the GPU, in a stream of the caller."""
-
-    def run_device(
-        self,
-        inputs: Mapping[str, object],
-        outputs: Mapping[str, object] | None = ...,
-        stream: int | None = ...,
-    ) -> dict[str, Any]:
-        """Enqueue a call in ``stream``, or finish it where there is none."""
-
-
 class Buffer:
-    """Device memory that :meth:`OnDevice.run_device` takes, and its pinned host side."""
+    """Device memory that a session's ``run_device`` takes, and its pinned host side."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self.host: npt.NDArray[Any] = cuda.pagelocked_empty(array.size, array.dtype).reshape(
@@ -65,31 +57,28 @@ class Buffer:
         }
 
 
-def open_lanes(session: OnDevice, arrays: Arrays, device: int) -> dict[bool, EventLane]:
-    """Return lanes by whether their time has the copies between pinned memory and device.
-
-    ``device`` is the GPU that the session runs on, in the driver's order.
-    """
-    cuda.init()
-    context = cuda.Device(device).retain_primary_context()
-    with _current(context):
-        call = _Call(session, arrays)
-    return {copies: EventLane(context, call, copies=copies) for copies in (False, True)}
-
-
 @contextlib.contextmanager
-def _current(context: Any) -> Iterator[None]:  # noqa: ANN401  untyped bindings
-    context.push()
+def open_lanes(
+    session: LoadedSession, arrays: Arrays, index: int
+) -> Iterator[dict[bool, EventLane]]:
+    """Lend lanes by whether their time has the copies between pinned memory and device.
+
+    ``index`` is the GPU that the session runs on, in the driver's order.
+    """
+    device = cuda_device.device(index)
+    with device.active():
+        call = _Call(session, arrays)
     try:
-        yield
+        yield {copies: EventLane(device, call, copies=copies) for copies in (False, True)}
     finally:
-        cuda.Context.pop()
+        with device.active():
+            call.close()
 
 
 class _Call:
     """One call on buffers that stay, so that a session may replay it as a CUDA graph."""
 
-    def __init__(self, session: OnDevice, arrays: Arrays) -> None:
+    def __init__(self, session: LoadedSession, arrays: Arrays) -> None:
         self._session = session
         self.stream = cuda.Stream()
         self.inputs = {name: Buffer(array) for name, array in arrays.items()}
@@ -112,23 +101,30 @@ class _Call:
             self.outputs = {}
 
     def enqueue(self) -> None:
+        """Enqueue the call in the stream."""
         self._session.run_device(self._given, self.outputs, self.stream.handle)
+
+    def close(self) -> None:
+        """Free the device memory; the device must be current."""
+        self.stream.synchronize()
+        for buffer in (*self.inputs.values(), *self.outputs.values()):
+            buffer.memory.free()
 
 
 class EventLane:
     """Calls timed between two CUDA events of one stream."""
 
-    def __init__(self, context: Any, call: _Call, *, copies: bool) -> None:  # noqa: ANN401  untyped bindings
-        self._context = context
+    def __init__(self, device: Device, call: _Call, *, copies: bool) -> None:
+        self._device = device
         self._call = call
         self._copies = copies
-        with _current(context):
+        with device.active():
             self._start, self._end = cuda.Event(), cuda.Event()
 
     def call(self) -> float:
         """Return the milliseconds that the GPU took for one call."""
         call = self._call
-        with _current(self._context):
+        with self._device.active():
             for _ in range(_AHEAD):
                 call.enqueue()
             self._start.record(call.stream)

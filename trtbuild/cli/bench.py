@@ -45,6 +45,13 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
     threads: Annotated[
         str, typer.Option("--threads", metavar="N,N...", help="Concurrent callers.")
     ] = "1",
+    contexts: Annotated[
+        int,
+        typer.Option("--contexts", min=0, help="Execution contexts on a GPU (0: 2)."),
+    ] = 0,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU.")
+    ] = True,
     min_speedup: Annotated[
         float | None,
         typer.Option("--min-speedup", help="Gate: of every engine over the first."),
@@ -82,6 +89,8 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
             rate=RatePlan(threads=_threads(threads), seconds=seconds),
         ),
         wish=Wish(data=data, batch=batch, shapes=dict(map(_shape, shape or ()))),
+        contexts=contexts,
+        cuda_graphs=cuda_graphs,
         price_per_hour=price_per_hour,
         min_speedup=min_speedup,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from trtbuild.backends import gpu, runtime
 from trtbuild.backends.meter import open_meter
+from trtbuild.backends.session import SessionOptions
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import MissingBackendError, UsageError
 from trtbuild.pipeline.fed import Wish, feed
@@ -22,9 +24,9 @@ from trtbuild.verification.results import WarmUp
 from trtbuild.verification.turns import HostLane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from trtbuild.backends import Session
+    from trtbuild.backends.session import LoadedSession
     from trtbuild.engine import Target
     from trtbuild.pipeline.fed import Fed
     from trtbuild.verification.contest import Outcome
@@ -36,38 +38,17 @@ _KNOWN_AFTER = 16
 """Calls after which a session has captured what it will."""
 
 
-class _Counts(Protocol):
-    """What a session counts."""
-
-    def value(self, name: Literal["graph_launches"]) -> float:
-        """Return one counter."""
-
-
-@runtime_checkable
-class _OnDevice(Protocol):
-    """A session that takes arrays of the GPU, and counts its CUDA graphs."""
-
-    @property
-    def stats(self) -> _Counts:
-        """What it counts."""
-
-    def run_device(
-        self,
-        inputs: Mapping[str, object],
-        outputs: Mapping[str, object] | None = ...,
-        stream: int | None = ...,
-    ) -> dict[str, Any]:
-        """Enqueue a call in ``stream``."""
-
-
 class BenchRequest(Value, frozen=True, kw_only=True):
     """What to measure, on which inputs, at which price per hour; ``min_speedup`` is a gate.
 
-    The gate is on every engine against the first.
+    The gate is on every engine against the first. ``contexts`` and ``cuda_graphs`` are how
+    engines for GPUs are opened (:class:`trtbuild.backends.session.SessionOptions`).
     """
 
     plan: ContestPlan
     wish: Wish
+    contexts: int = 0
+    cuda_graphs: bool = True
     price_per_hour: float | None = None
     min_speedup: float | None = None
 
@@ -85,14 +66,16 @@ def bench(
     opened = Store.open(store)
     manifests = _manifests(opened, engines, request)
     fed = {name: feed(manifest, request.wish) for name, manifest in manifests.items()}
+    options = SessionOptions(contexts=request.contexts, cuda_graphs=request.cuda_graphs)
     targets = tuple(dict.fromkeys(each.preimage.target for each in manifests.values()))
     with contextlib.ExitStack() as stack:
         meter = stack.enter_context(open_meter(targets))
         contestants = []
         for name, manifest in manifests.items():
             say(f"load {name}")
-            session = load(manifest.key, store)
-            contestants.append(_contestant(name, session, fed[name], manifest.preimage.target))
+            session = stack.enter_context(load(manifest.key, store, options=options))
+            lanes = _lanes(session, fed[name], manifest.preimage.target, stack)
+            contestants.append(_contestant(name, session, fed[name], lanes))
         outcome = contest(contestants, request.plan, meter, say)
     return BenchReport(
         machine=machine(),
@@ -131,28 +114,38 @@ def _manifests(
     return found
 
 
-def _contestant(name: str, session: Session, fed: Fed, target: Target) -> Contestant:
+def _contestant(
+    name: str, session: LoadedSession, fed: Fed, lanes: dict[Way, Lane]
+) -> Contestant:
     shapes = sorted((key, array.shape) for key, array in fed.arrays.items())
-    lane = HostLane(session=session, inputs=fed.arrays)
-    lanes: dict[Way, Lane] = {HOST: lane}
-    if isinstance(session, _OnDevice) and target.arch.startswith("sm_"):
-        from trtbuild.backends import cuda_lanes  # noqa: PLC0415  its imports need a driver
-
-        found = cuda_lanes.open_lanes(session, fed.arrays, gpu.archs().index(target.arch))
-        lanes = {Way(cuda_graph=_replays(session, lane)): lane}
-        for copies, events in found.items():
-            graph = _replays(session, events)
-            lanes[Way(clock="cuda events", transfers=copies, cuda_graph=graph)] = events
     return Contestant(
         name=name,
         fed=f"{shapes}",
         batch_size=batch_size(fed.arrays),
-        worker=lane.call,
+        worker=partial(session.run, fed.arrays),
         lanes=lanes,
     )
 
 
-def _replays(session: _OnDevice, lane: Lane) -> bool:
+def _lanes(
+    session: LoadedSession, fed: Fed, target: Target, stack: contextlib.ExitStack
+) -> dict[Way, Lane]:
+    """Return the ways to time an engine: CUDA events too where it runs on a GPU."""
+    lane = HostLane(session=session, inputs=fed.arrays)
+    if not target.arch.startswith("sm_"):
+        return {HOST: lane}
+    from trtbuild.backends import cuda_lanes  # noqa: PLC0415  its imports need a driver
+
+    device = gpu.archs().index(target.arch)
+    found = stack.enter_context(cuda_lanes.open_lanes(session, fed.arrays, device))
+    lanes: dict[Way, Lane] = {Way(cuda_graph=_replays(session, lane)): lane}
+    for copies, events in found.items():
+        graph = _replays(session, events)
+        lanes[Way(clock="cuda events", transfers=copies, cuda_graph=graph)] = events
+    return lanes
+
+
+def _replays(session: LoadedSession, lane: Lane) -> bool:
     """Return whether calls of ``lane`` really are CUDA graphs, once they are known."""
     for _ in range(_KNOWN_AFTER):
         lane.call()
@@ -179,7 +172,7 @@ def _benched(
         data=fed.origin,
         no_cuda_events=""
         if any(owner == name and way.clock != "host" for owner, way, _ in outcome.latencies)
-        else "no CUDA events: the engine runs on the processor, or its session has no streams",
+        else "the engine runs on the processor: no CUDA events",
         latency=tuple(
             Timed(
                 way=way,

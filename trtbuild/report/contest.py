@@ -169,11 +169,6 @@ def _latency(report: BenchReport) -> Section:
             cells = [_interval(value, *found.intervals[name]) for name, value in values.items()]
             rows.append((engine.name, str(each.way), *cells, str(found.samples)))
             notes += _doubts(f"{engine.name}, {each.way}", each)
-    notes += dict.fromkeys(
-        e.no_cuda_events
-        for e in report.engines
-        if e.no_cuda_events and e.arch.startswith("sm_")
-    )
     loads = {each.latency_ms.load_average for e in report.engines for each in e.latency}
     cpus = {each.latency_ms.cpu_count for e in report.engines for each in e.latency}
     busy = max((load for load in loads if load is not None), default=0.0)
