@@ -66,6 +66,10 @@ lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 		mv requirements/$$lock.new requirements/$$lock.txt || exit 1; \
 	done  # what demo.txt, installed first, has not
 	sed -i -e '/^    --hash/d' -e 's/ \\$$//' requirements/tests.txt  # demo.txt and dev.txt have them
+	awk 'FILENAME != last { files++; last = FILENAME } files < 4 { if (/^[a-z]/) known[$$0]; next } \
+		/^[a-z]/ { drop = $$0 in known; if (drop) sub(/ \\$$/, "") } !drop || /^[a-z]/' \
+		requirements/demo.txt requirements/gpu.txt requirements/dev.txt requirements/serve.txt \
+		> requirements/serve.new && mv requirements/serve.new requirements/serve.txt
 
 clean:  ## Remove the environments and every cache
 	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -16,10 +16,14 @@ ENV PATH=/opt/trtbuild/.venv/bin:/usr/local/cuda/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# serve.txt only names most of its packages; their hashes are in the other locks.
 # PyCUDA is compiled here, which is why this stage has nvcc and a compiler.
 COPY requirements requirements
 RUN python3 -m venv .venv \
-    && pip install --no-deps --require-hashes -r requirements/serve.txt
+    && awk -f requirements/hashed.awk requirements/serve.txt requirements/serve.txt \
+        requirements/demo.txt requirements/gpu.txt requirements/dev.txt \
+        > /tmp/serve.txt \
+    && pip install --no-deps --require-hashes --requirement=/tmp/serve.txt
 
 # The wheel is made by tools of another environment, so that they stay out of this one, and
 # --no-deps leaves out what only building needs: onnx, onnx-ir, onnxscript, Polygraphy, Typer, Rich.

@@ -69,7 +69,7 @@ def test_the_changelog_begins_with_this_version_or_what_follows_it() -> None:
 
 def test_every_pinned_requirement_has_a_hash_and_torch_is_not_among_them() -> None:
     for lock in (ROOT / "requirements").glob("*.txt"):
-        if lock.name in {"overrides.txt", "tests.txt"}:
+        if lock.name in {"overrides.txt", "serve.txt", "tests.txt"}:
             continue
         pins = re.findall(r"^(\S+==\S+)(.*)\n(.*)$", lock.read_text(), re.MULTILINE)
         assert pins
@@ -79,13 +79,22 @@ def test_every_pinned_requirement_has_a_hash_and_torch_is_not_among_them() -> No
             assert not pin.startswith(("torch==", "nvidia-cu", "triton=="))
 
 
-def test_what_the_suite_without_frameworks_installs_has_its_hashes_in_other_locks() -> None:
-    names = (ROOT / "requirements/tests.txt").read_text().splitlines()
-    assert names
-    hashed = "".join(
-        (ROOT / "requirements" / f"{lock}.txt").read_text() for lock in ("demo", "dev")
+@pytest.mark.parametrize(
+    ("lock", "others"), [("tests", ("demo", "dev")), ("serve", ("serve", "demo", "gpu", "dev"))]
+)
+def test_a_lock_of_names_has_its_hashes_in_other_locks(
+    lock: str, others: tuple[str, ...]
+) -> None:
+    folder = ROOT / "requirements"
+    named = re.findall(
+        r"^[a-z].*?(?= \\$|$)", (folder / f"{lock}.txt").read_text(), re.MULTILINE
     )
-    assert [name for name in names if f"{name} \\\n    --hash=" not in hashed] == []
+    assert named
+    files = [str(folder / f"{name}.txt") for name in (lock, *others)]
+    command = ["awk", "-f", str(folder / "hashed.awk"), *files]
+    joined = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    blocks = re.findall(r"^([a-z].*) \\\n    --hash=sha256:", joined, re.MULTILINE)
+    assert sorted(blocks) == sorted(named)
 
 
 def test_every_recipe_and_provider_is_listed() -> None:

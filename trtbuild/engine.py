@@ -78,13 +78,16 @@ class ShapeRange(Value, frozen=True, kw_only=True):
 class Target(Value, frozen=True, kw_only=True):
     """What an engine is built for.
 
-    ``backend`` is ``onnxruntime`` or ``tensorrt-rtx``; ``arch`` is ``sm_89`` for a GPU or
-    ``x86_64-avx512_vnni`` for a processor; ``os`` is ``linux-x86_64``.
+    ``backend`` is ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; ``arch`` is ``sm_89`` for
+    a GPU or ``x86_64-avx512_vnni`` for a processor; ``os`` is ``linux-x86_64``. ``device`` is
+    the GPU model whose kernels an engine holds (``trtbuild.backends.gpu.Gpu.identity``), empty
+    where the architecture says all.
     """
 
     backend: str
     arch: str
     os: str
+    device: str = ""
 
     def __str__(self) -> str:
         """Return the spelling that recipes use, ``tensorrt-rtx:sm_89``."""

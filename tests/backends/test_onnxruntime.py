@@ -188,7 +188,9 @@ def test_targets_are_this_processor_or_explain_themselves() -> None:
 def test_a_setting_is_our_own_mistake(tmp_path: Path) -> None:
     graph = graphs.residual(tmp_path / "m.onnx", None)
     with pytest.raises(ValueError, match="optimization_level"):
-        backend.build(graph, (), {"optimization_level": 3}, building.ORT, tmp_path / "e")
+        backend.build(
+            building.request(graph, building.ORT, tmp_path / "e", optimization_level=3)
+        )
 
 
 def test_an_engine_that_would_not_fit_into_a_file_is_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_quantized_network_runs_in_int8_and_says_which_nodes(
     covered = {node for layer in record.layers.layers for node in layer.nodes}
     assert {"stem_relu", "add", "add_relu"} <= covered
     assert record.inputs == graph.inputs
-    assert problem(out.read_bytes(), arch) == ""
+    assert problem(out.read_bytes(), target) == ""
 
 
 def test_turing_loses_int8_convolutions_and_preflight_says_so(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_setting_that_takes_no_effect_is_an_error(
 def test_an_unknown_setting_is_our_own_mistake(tmp_path: Path) -> None:
     graph = graphs.residual(tmp_path / "m.onnx", None)
     with pytest.raises(ValueError, match="precision"):
-        tensorrt_rtx.build(graph, (), {"precision": "int8"}, ADA, tmp_path / "e")
+        tensorrt_rtx.build(building.request(graph, ADA, tmp_path / "e", precision="int8"))
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_a_cut_engine_is_recognized(tmp_path: Path) -> None:
     out = tmp_path / "engine"
     building.build(graph, ADA, out)
     engine = out.read_bytes()
-    assert problem(engine, "sm_89") == ""
-    assert "header says" in problem(engine[:-1], "sm_89")
-    assert "expected sm_86" in problem(engine, "sm_86")
-    assert "does not start" in problem(b"\0" * len(engine), "sm_89")
-    assert "fewer than a header" in problem(b"vtrt", "sm_89")
+    assert problem(engine, building.rtx("sm_89")) == ""
+    assert "header says" in problem(engine[:-1], building.rtx("sm_89"))
+    assert "expected sm_86" in problem(engine, building.rtx("sm_86"))
+    assert "does not start" in problem(b"\0" * len(engine), building.rtx("sm_89"))
+    assert "fewer than a header" in problem(b"vtrt", building.rtx("sm_89"))
 
 
 def test_a_recurrent_network_builds_and_its_loop_is_no_layer(tmp_path: Path) -> None:

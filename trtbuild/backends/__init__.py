@@ -14,10 +14,10 @@ from trtbuild.errors import MissingBackendError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import numpy.typing as npt
 
+    from trtbuild.backends.job import BuildRequest
     from trtbuild.backends.scheme import Scheme, WeightScheme
     from trtbuild.backends.session import LoadedSession, SessionOptions
     from trtbuild.engine import (
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         Precision,
         Rest,
         Setting,
-        ShapeRange,
         TensorSpec,
     )
     from trtbuild.graph import Graph
@@ -93,15 +92,11 @@ class Backend(Protocol):
     def preflight(self, graph: Graph, target: Target, precision: Precision) -> None:
         """Refuse, before any build, what the library would get wrong or die of."""
 
-    def build(
-        self,
-        graph: Graph,
-        profiles: tuple[tuple[ShapeRange, ...], ...],
-        settings: Mapping[str, Setting],
-        target: Target,
-        out: Path,
-    ) -> BuildRecord:
-        """Write the engine of ``graph`` to ``out``; always called in a child process."""
+    def cannot_set(self, settings: Mapping[str, Setting]) -> str:
+        """Return why these settings, of those it honors, do not fit, or an empty string."""
+
+    def build(self, request: BuildRequest) -> BuildRecord:
+        """Write the engine that is asked for; always called in a child process."""
 
 
 class Runtime(Protocol):
@@ -127,10 +122,15 @@ class Runtime(Protocol):
 
 _MODULES = {
     "onnxruntime": ("trtbuild.backends.onnxruntime", "trtbuild.backends.ort_session"),
+    "tensorrt": ("trtbuild.backends.tensorrt", "trtbuild.backends.trt_session"),
     "tensorrt-rtx": ("trtbuild.backends.tensorrt_rtx", "trtbuild.backends.trt_session"),
 }
 
-_EXTRAS = {"onnxruntime": "trtbuild", "tensorrt-rtx": "trtbuild[rtx]"}
+_EXTRAS = {
+    "onnxruntime": "trtbuild",
+    "tensorrt": "trtbuild[tensorrt]",
+    "tensorrt-rtx": "trtbuild[rtx]",
+}
 
 NAMES = tuple(_MODULES)
 

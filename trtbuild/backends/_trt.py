@@ -1,194 +1,238 @@
-"""Parses and builds with TensorRT's Python API; always in a child process.
-
-A refused setter of TensorRT only logs an error and goes on, so each one is read back here, and
-the log is scanned after it.
-"""
+"""Parses and builds with TensorRT's Python API, both flavors; always in a child process."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from trtbuild.backends import memory, profiles, staging, trt_plan
-from trtbuild.backends.diagnosis import MEMORY_WORDS
+from trtbuild.backends import (
+    memory,
+    profiles,
+    staging,
+    trt_inspector,
+    trt_plan,
+    trt_precision,
+    trt_progress,
+    trt_repeats,
+    trt_settings,
+)
 from trtbuild.backends.job import PROGRESS
 from trtbuild.backends.trt_api import api
+from trtbuild.backends.trt_config import Settings
 from trtbuild.backends.trt_layers import read_layers
-from trtbuild.backends.trt_log import remedy
-from trtbuild.engine import BuildRecord
-from trtbuild.errors import BuildError
+from trtbuild.backends.trt_log import Refusal
+from trtbuild.backends.trt_timing import TimingCache
+from trtbuild.engine import BuildRecord, Layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from trtbuild.engine import Setting, ShapeRange, Target
-    from trtbuild.graph import Graph
-
-_T = TypeVar("_T")
-
-_MIB = 1 << 20
+    from trtbuild.backends.job import BuildRequest
+    from trtbuild.backends.staging import Staged
+    from trtbuild.engine import Setting, ShapeRange
 
 
 class _Build:
     """One build: the graph, what it is for, and TensorRT's objects of it."""
 
-    def __init__(self, graph: Graph, target: Target) -> None:
-        self._graph = graph
-        self._target = target
-        self._api = api(target.backend)
+    def __init__(self, request: BuildRequest, values: Mapping[str, Setting]) -> None:
+        self._request = request
+        self._values = values
+        self._target = request.target
+        self._api = api(request.target.backend)
         self._trt = self._api.trt
         self._messages = self._api.messages
+        subject = f"{self._api.title} for {request.target.arch}"
+        self._refusal = Refusal(request.graph.path, subject, self._messages)
         self._builder = self._trt.Builder(self._api.logger)
         self._config = self._builder.create_builder_config()
-        self._network = self._builder.create_network(0)
+        flags = trt_precision.network_flags(self._trt)
+        self._network = self._builder.create_network(flags)
+        self._settings = Settings(self._trt, self._config, self._refusal)
+        mode = str(values.get("timing_cache", ""))
+        self._timing = TimingCache(mode, request.timing_cache, self._refusal)
 
-    def parse(self, path: Path) -> None:
-        """Read the staged model in ``path`` into the network.
+    def load_plugins(self, folder: Path) -> None:
+        """Load the stock plug-ins and copies of the request's libraries, in ``folder``.
+
+        Raises:
+            BuildError: a library is not the one of the key, or TensorRT refuses it.
+        """
+        wanted = str(self._values.get("plugins", ""))
+        if "plugins" in self._values:
+            self._trt.init_libnvinfer_plugins(self._api.logger, "")
+        registry = self._builder.get_plugin_registry() if wanted else None
+        for index, path in enumerate(self._request.plugins):
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() not in wanted.split(","):
+                raise self._refusal.error(f"got another library {path} than its key names", [])
+            copy = folder / f"plugin_{index}.so"
+            copy.write_bytes(content)
+            self._messages.errors.clear()
+            try:
+                handle = registry.load_library(str(copy)) if registry is not None else None
+            except RuntimeError as error:
+                raise self._refusal.error(f"cannot load plugin {path}", [str(error)]) from error
+            if handle is None or self._messages.errors:
+                raise self._refusal.error(f"cannot load plugin {path}", self._messages.errors)
+
+    def parse(self, staged: Staged) -> None:
+        """Read the staged model into the network.
 
         Raises:
             BuildError: the parser refuses it, or got nothing out of it.
         """
         PROGRESS.debug("parsing the model")
+        self._expect_types(staged)
         parser = self._trt.OnnxParser(self._network, self._api.logger)
-        accepted = parser.parse_from_file(str(path))
-        reasons = [self._parser_error(parser, index) for index in range(parser.num_errors)]
+        accepted = parser.parse_from_file(str(staged.path))
+        reasons = [
+            self._parser_error(parser, index, staged) for index in range(parser.num_errors)
+        ]
         if not accepted or reasons:
-            raise self._error("refuses the model", reasons or self._messages.errors)
+            raise self._refusal.error("refuses the model", reasons or self._messages.errors)
         if not (self._network.num_layers and self._network.num_inputs):
-            raise self._error("found no layers or no inputs in the model", [])
+            raise self._refusal.error("found no layers or no inputs in the model", [])
         narrowed = self._messages.narrowed()
         if narrowed:
-            raise self._error("reads uint8 as int8, which clips values at 127", [narrowed])
+            raise self._refusal.error(
+                "reads uint8 as int8, which clips values at 127", [narrowed]
+            )
+        graph = self._request.graph
         self._check_io(
             "inputs",
             [self._network.get_input(index) for index in range(self._network.num_inputs)],
-            {spec.name: spec.dtype for spec in self._graph.inputs},
+            {spec.name: spec.dtype for spec in graph.inputs},
         )
         self._check_io(
             "outputs",
             [self._network.get_output(index) for index in range(self._network.num_outputs)],
-            {spec.name: spec.dtype for spec in self._graph.outputs},
+            {spec.name: spec.dtype for spec in graph.outputs},
         )
 
-    def configure(
-        self,
-        settings: Mapping[str, Setting],
-        ranges: tuple[tuple[ShapeRange, ...], ...],
-    ) -> None:
+    def configure(self, staged: Staged) -> None:
         """Apply every setting and profile, and see that it took effect.
 
         Raises:
             BuildError: TensorRT refused one, or uses another value.
         """
         config = self._config
-        capability = self._capability()
-        self._set(
+        if hasattr(config, "num_compute_capabilities"):
+            self._name_capability()
+        self._settings.apply(self._values)
+        self._mark_refittable(str(self._values.get("refit_individual", "")))
+        if "timing_cache" in self._values:
+            self._timing.load(self._trt, config, self._settings)
+        if not trt_precision.is_typed(self._trt):
+            trt_precision.obey(self._trt, self._network, self._settings, staged.model)
+        for index, shapes in enumerate(self._request.profiles):
+            self._add_profile(index, shapes)
+        self._settings.check_flags()
+        monitor = trt_progress.monitor(self._trt)
+        self._messages.tells_timing = monitor is None
+        if monitor is not None:
+            config.progress_monitor = monitor
+
+    def engine(self) -> bytes:
+        """Build, as often as the settings say, and return the engine's bytes; the fastest's.
+
+        Raises:
+            BuildError: TensorRT cannot build the network, or logged an error while it did.
+            MissingBackendError: of several engines none can be measured here.
+        """
+        repeats = int(self._values.get("build_repeats", 1))
+        if repeats == 1:
+            engine = self._serialize()
+            self._timing.save(self._config)
+            return engine
+        engines = []
+        for index in range(repeats):
+            PROGRESS.debug("building engine %d of %d", index + 1, repeats)
+            self._timing.renew(self._config)
+            engines.append(self._serialize())
+        PROGRESS.debug("measuring %d engines", repeats)
+        return engines[trt_repeats.fastest(trt_repeats.measure(engines, self._request))]
+
+    def layers(self, engine: bytes, staged: Staged) -> Layers:
+        """Return the layers of an engine: logged by a builder without a GPU, else asked for.
+
+        Raises:
+            BuildError: its own runtime refuses the engine, or the log names no layers.
+        """
+        if self._target.backend == "tensorrt-rtx":
+            if not self._messages.layers:
+                raise self._refusal.error("did not report the layers of its engine", [])
+            return read_layers(self._messages.layers, staged.nodes)
+        if self._values.get("runtime_platform") != trt_settings.OPTIONS["runtime_platform"]:
+            return Layers(layers=(), unread="the engine is for another platform than this one")
+        runtime = self._trt.Runtime(self._api.logger)
+        # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
+        runtime.engine_host_code_allowed = bool(self._values["version_compatible"])
+        loaded = runtime.deserialize_cuda_engine(engine)
+        if loaded is None or self._messages.errors:
+            raise self._refusal.error(
+                "built an engine that its runtime refuses", self._messages.errors
+            )
+        told = trt_inspector.information(self._trt, loaded)
+        return trt_inspector.layers_of(told, staged.nodes)
+
+    def _serialize(self) -> bytes:
+        """Build, and return the engine's bytes after a look at their header."""
+        PROGRESS.debug("building the engine")
+        self._messages.errors.clear()
+        plan = self._builder.build_serialized_network(self._network, self._config)
+        if plan is None or self._messages.errors:
+            raise self._refusal.error("cannot build the model", self._messages.errors)
+        engine = bytes(plan)
+        problem = trt_plan.problem(engine, self._target)
+        if problem:
+            raise self._refusal.error(f"returned no usable engine: {problem}", [])
+        return engine
+
+    def _name_capability(self) -> None:
+        """Name the architecture that a builder without a GPU builds for."""
+        config = self._config
+        known = self._trt.ComputeCapability.__members__
+        name = self._target.arch.replace("sm_", "SM")
+        if name not in known:
+            has = ", ".join(word for word in known if word.startswith("SM"))
+            raise self._refusal.error(f"does not know {self._target.arch}: it has {has}", [])
+        self._settings.take(
             "num_compute_capabilities",
             1,
             lambda value: setattr(config, "num_compute_capabilities", value),
             lambda: config.num_compute_capabilities,
         )
-        self._set(
+        self._settings.take(
             "compute_capability",
-            capability,
+            known[name],
             lambda value: config.set_compute_capability(value, 0),
             lambda: config.get_compute_capability(0),
         )
-        self._set(
-            "optimization_level",
-            settings["optimization_level"],
-            lambda value: setattr(config, "builder_optimization_level", value),
-            lambda: config.builder_optimization_level,
-        )
-        workspace = self._trt.MemoryPoolType.WORKSPACE
-        self._set(
-            "workspace_mib",
-            int(settings["workspace_mib"]) * _MIB,
-            lambda value: config.set_memory_pool_limit(workspace, value),
-            lambda: config.get_memory_pool_limit(workspace),
-        )
-        self._set(
-            "profiling_verbosity",
-            self._trt.ProfilingVerbosity.DETAILED,
-            lambda value: setattr(config, "profiling_verbosity", value),
-            lambda: config.profiling_verbosity,
-        )
-        # fp32 means fp32: TF32, on by default, keeps 10 bits of the mantissa.
-        self._set(
-            "tf32",
-            False,  # noqa: FBT003  the value of the flag
-            lambda _: config.clear_flag(self._trt.BuilderFlag.TF32),
-            lambda: config.get_flag(self._trt.BuilderFlag.TF32),
-        )
-        sparse = self._trt.BuilderFlag.SPARSE_WEIGHTS
-        self._set(
-            "sparse_weights",
-            settings["sparse_weights"],
-            lambda wanted: (config.set_flag if wanted else config.clear_flag)(sparse),
-            lambda: config.get_flag(sparse),
-        )
-        for index, shapes in enumerate(ranges):
-            self._add_profile(index, shapes)
 
-    def serialize(self) -> bytes:
-        """Build, and return the engine's bytes after a look at their header.
+    def _mark_refittable(self, names: str) -> None:
+        if not names:
+            return
+        self._settings.flag("refit_individual", "REFIT_INDIVIDUAL", wanted=True)
+        for name in names.split(","):
+            self._mark(name)
 
-        Raises:
-            BuildError: TensorRT cannot build the network, or logged an error while it did.
-        """
-        PROGRESS.debug("building the engine")
-        plan = self._builder.build_serialized_network(self._network, self._config)
-        if plan is None or self._messages.errors:
-            raise self._error("cannot build the model", self._messages.errors)
-        engine = bytes(plan)
-        problem = trt_plan.problem(engine, self._target.arch)
-        if problem:
-            raise self._error(f"returned no usable engine: {problem}", [])
-        if not self._messages.layers:
-            raise self._error("did not report the layers of its engine", [])
-        return engine
-
-    def _capability(self) -> Any:  # noqa: ANN401  the bindings have no types
-        name = self._target.arch.replace("sm_", "SM")
-        if name not in self._trt.ComputeCapability.__members__:
-            known = [
-                word
-                for word in self._trt.ComputeCapability.__members__
-                if word.startswith("SM")
-            ]
-            raise self._error(
-                f"does not know {self._target.arch}: it has {', '.join(known)}", []
-            )
-        return self._trt.ComputeCapability.__members__[name]
-
-    def _set(
-        self,
-        name: str,
-        value: _T,
-        apply: Callable[[_T], object],
-        read: Callable[[], object],
-    ) -> None:
-        """Apply one setting; refused means False, another value, or an error in the log."""
-        self._messages.errors.clear()
-        try:
-            accepted = apply(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise self._error(
-                f"refuses {name} = {value}", [" ".join(str(error).split())]
-            ) from error
-        got = read()
-        if accepted is False or got != value or self._messages.errors:
-            raise self._error(
-                f"did not take {name} = {value}, it has {got}", self._messages.errors
-            )
+    def _mark(self, name: str) -> None:
+        self._settings.take(
+            f"refittable weights {name!r}",
+            True,  # noqa: FBT003  what is asked for
+            lambda _: self._network.mark_weights_refittable(name),
+            lambda: self._network.are_weights_marked_refittable(name),
+        )
 
     def _add_profile(self, index: int, shapes: tuple[ShapeRange, ...]) -> None:
         profile = self._builder.create_optimization_profile()
         for shape in shapes:
             self._set_shape(profile, index, shape)
-        self._set(
+        self._settings.take(
             f"profile {index}",
             index,
             lambda _: self._config.add_optimization_profile(profile),
@@ -203,7 +247,19 @@ class _Build:
             return tuple(tuple(dims) for dims in profile.get_shape(shape.input))
 
         name = f"the shapes of {shape.input!r} in profile {index}"
-        self._set(name, (shape.min, shape.opt, shape.max), apply, read)
+        self._settings.take(name, (shape.min, shape.opt, shape.max), apply, read)
+
+    def _expect_types(self, staged: Staged) -> None:
+        """Refuse types that a version without strongly typed networks cannot be told of."""
+        if trt_precision.is_typed(self._trt):
+            return
+        lacks = trt_precision.lacking(staged.model, self._trt.BuilderFlag.__members__)
+        if lacks:
+            raise self._refusal.error(
+                f"computes nothing in {', '.join(lacks)}: install TensorRT 10 or newer, or ask "
+                "for fp16 or int8",
+                [],
+            )
 
     def _check_io(self, what: str, tensors: list[Any], expected: dict[str, str]) -> None:
         found = {
@@ -211,60 +267,54 @@ class _Build:
             for tensor in tensors
         }
         if found != expected:
-            raise self._error(f"reads the {what} as {found}, the model has {expected}", [])
+            raise self._refusal.error(
+                f"reads the {what} as {found}, the model has {expected}", []
+            )
 
-    def _error(self, what: str, reasons: list[str]) -> BuildError:
-        detail = "; ".join(dict.fromkeys(filter(None, reasons)))
-        if any(word in detail for word in MEMORY_WORDS):
-            raise MemoryError(detail)
-        said = f": {detail}" if detail else ""
-        return BuildError(
-            f"{self._graph.path}: {self._api.title} for {self._target.arch} "
-            f"{what}{said}. What to do: {remedy(what + detail)}"
-        )
-
-    def _parser_error(self, parser: Any, index: int) -> str:  # noqa: ANN401  untyped bindings
+    def _parser_error(self, parser: Any, index: int, staged: Staged) -> str:  # noqa: ANN401  untyped bindings
         """Return one error of the parser; the binding raises if its text is no UTF-8."""
         error = parser.get_error(index)
         try:
-            place = f"node {error.node_name()!r} ({error.node_operator()})"
+            if hasattr(error, "node_name"):
+                place = f"node {error.node_name()!r} ({error.node_operator()})"
+            else:  # 8.6 tells the node's place in the graph
+                nodes = dict(enumerate(staged.model.graph.node))
+                node = nodes.get(error.node())
+                place = f"node {node.name!r} ({node.op_type})" if node else "the model"
             text = self._messages.tidy(f"{place}: {error.desc()}")
             return f"{text} [{error.func()}, {error.code()}]"
         except UnicodeDecodeError:
             return f"error {index} of the parser, whose text is not readable"
 
 
-def build(
-    graph: Graph,
-    ranges: tuple[tuple[ShapeRange, ...], ...],
-    settings: Mapping[str, Setting],
-    target: Target,
-    out: Path,
-) -> BuildRecord:
-    """Write the engine of ``graph`` to ``out``; ``settings`` holds every setting.
+def build(request: BuildRequest, settings: Mapping[str, Setting]) -> BuildRecord:
+    """Write the engine of a request; ``settings`` holds every setting that its backend honors.
 
     Raises:
         BuildError: see :func:`trtbuild.backends.tensorrt_rtx.build`.
         MemoryError: TensorRT could not get memory.
     """
     started = time.perf_counter()
-    profiles.check(graph, ranges)
-    profiles.check_complete(graph, ranges)
-    with tempfile.TemporaryDirectory(prefix=".stage-", dir=out.parent) as folder:
+    graph = request.graph
+    profiles.check(graph, request.profiles)
+    profiles.check_complete(graph, request.profiles)
+    with tempfile.TemporaryDirectory(prefix=".stage-", dir=request.out.parent) as folder:
         PROGRESS.debug("reading the model")
         staged = staging.stage(graph.path, Path(folder) / "model")
-        messages = api(target.backend).messages
+        messages = api(request.target.backend).messages
         messages.follow(staged)
-        this = _Build(graph, target)
-        this.parse(staged.path)
-        this.configure(settings, ranges)
-        engine = this.serialize()
-    out.write_bytes(engine)
+        this = _Build(request, settings)
+        this.load_plugins(Path(folder))
+        this.parse(staged)
+        this.configure(staged)
+        engine = this.engine()
+        layers = this.layers(engine, staged)
+    request.out.write_bytes(engine)
     return BuildRecord(
-        layers=read_layers(messages.layers, staged.nodes),
+        layers=layers,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        warnings=tuple(dict.fromkeys(messages.warnings)),
+        warnings=(*dict.fromkeys(messages.warnings), *messages.degraded.findings()),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=memory.peak_rss_bytes(),
     )

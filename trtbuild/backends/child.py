@@ -60,13 +60,7 @@ def main(arguments: list[str]) -> int:
 def _build(job: Job) -> Outcome:
     request = job.request
     try:
-        record = backend(request.target.backend).build(
-            request.graph,
-            request.profiles,
-            dict(request.settings),
-            request.target,
-            request.out,
-        )
+        record = backend(request.target.backend).build(request)
     except TrtbuildError as error:
         if job.memory_bytes and any(word in str(error) for word in MEMORY_WORDS):
             return OutOfMemory(detail=str(error))

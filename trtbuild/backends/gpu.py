@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ctypes
 
+from trtbuild.engine import Value
+from trtbuild.errors import MissingBackendError
+
 _LIBRARY = "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, cuda.h
 _COMPUTE_CAPABILITY_MINOR = 76
+_IDENTITY = {"SM": 16, "L2": 38, "shared": 97, "bus": 37}
+"""CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, L2_CACHE_SIZE, MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+and GLOBAL_MEMORY_BUS_WIDTH of cuda.h: two boards of one name can differ in them."""
 _NAME_BYTES = 256
 _BUS_ID_BYTES = 16
 
@@ -21,19 +27,36 @@ _REASONS = {
 """By the number that ``cuInit`` returns (CUresult, cuda.h)."""
 
 
-def archs() -> tuple[str, ...]:
-    """Return the architectures of this machine's GPUs (``sm_89``) in the driver's order.
+class Gpu(Value, frozen=True, kw_only=True):
+    """One GPU, or one slice of it under MIG, which the driver's ``name`` then says.
+
+    ``identity`` is what kernels are chosen by beside the architecture: name, number of
+    multiprocessors, bytes of L2, bytes of shared memory of a block, bits of the memory bus.
+    """
+
+    arch: str
+    name: str
+    identity: str
+    memory_bytes: int
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return this machine's GPUs in the driver's order.
 
     Empty where there is no driver, or no device that it may use.
     """
     cuda, count = _devices()
-    return () if cuda is None else tuple(_arch(cuda, index) for index in range(count))
+    return () if cuda is None else tuple(_gpu(cuda, index) for index in range(count))
+
+
+def archs() -> tuple[str, ...]:
+    """Return the architectures of this machine's GPUs (``sm_89``) in the driver's order."""
+    return tuple(each.arch for each in gpus())
 
 
 def names() -> tuple[str, ...]:
     """Return the product names of this machine's GPUs, in the same order."""
-    cuda, count = _devices()
-    return () if cuda is None else tuple(_name(cuda, index) for index in range(count))
+    return tuple(each.name for each in gpus())
 
 
 def pci_bus_ids() -> tuple[str, ...]:
@@ -70,6 +93,31 @@ def driver_cuda() -> tuple[int, int]:
     return version.value // 1000, version.value % 1000 // 10
 
 
+def make_current(index: int) -> None:
+    """Let CUDA in this thread use the GPU with this index, in its primary context.
+
+    The CUDA runtime inside TensorRT takes the device of the current context (CUDA driver API,
+    "Interoperability with the runtime").
+
+    Raises:
+        MissingBackendError: the driver refuses.
+    """
+    cuda = ctypes.CDLL(_LIBRARY)
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    for status in (
+        cuda.cuInit(0),
+        cuda.cuDeviceGet(ctypes.byref(device), index),
+        cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+        cuda.cuCtxSetCurrent(context),
+    ):
+        if status:
+            message = (
+                f"GPU {index} cannot be used: CUDA error {status}; run nvidia-smi: another "
+                "process may hold it, or all of its memory"
+            )
+            raise MissingBackendError(message)
+
+
 def _devices() -> tuple[ctypes.CDLL | None, int]:
     try:
         cuda = ctypes.CDLL(_LIBRARY)
@@ -81,23 +129,29 @@ def _devices() -> tuple[ctypes.CDLL | None, int]:
     return cuda, count.value
 
 
-def _arch(cuda: ctypes.CDLL, index: int) -> str:
-    device = ctypes.c_int()
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    digits = []
-    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        digits.append(str(value.value))
-    return f"sm_{''.join(digits)}"
-
-
-def _name(cuda: ctypes.CDLL, index: int) -> str:
+def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     device = ctypes.c_int()
     cuda.cuDeviceGet(ctypes.byref(device), index)
     text = ctypes.create_string_buffer(_NAME_BYTES)
     cuda.cuDeviceGetName(text, _NAME_BYTES, device)
-    return text.value.decode(errors="replace")
+    name = text.value.decode(errors="replace")
+    total = ctypes.c_size_t()
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    major = _attribute(cuda, device, _COMPUTE_CAPABILITY_MAJOR)
+    minor = _attribute(cuda, device, _COMPUTE_CAPABILITY_MINOR)
+    known = (f"{word} {_attribute(cuda, device, code)}" for word, code in _IDENTITY.items())
+    return Gpu(
+        arch=f"sm_{major}{minor}",
+        name=name,
+        identity=", ".join((name, *known)),
+        memory_bytes=total.value,
+    )
+
+
+def _attribute(cuda: ctypes.CDLL, device: ctypes.c_int, code: int) -> int:
+    value = ctypes.c_int()
+    cuda.cuDeviceGetAttribute(ctypes.byref(value), code, device)
+    return value.value
 
 
 def _bus_id(cuda: ctypes.CDLL, index: int) -> str:

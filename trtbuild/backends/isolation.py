@@ -32,22 +32,40 @@ from trtbuild.backends.job import (
 from trtbuild.errors import BuildError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trtbuild.backends.job import BuildRequest, Outcome
     from trtbuild.engine import BuildRecord
     from trtbuild.recipe import Limits
 
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+)
 """What the child inherits; a variable that a library reads and that is not here has no
 effect."""
 
 _KEPT_OUTPUT_BYTES = 64 << 10
 _READ_BYTES = 64 << 10
+_WATCH_S = 1.0
 _MIB = 1 << 20
 
 
-def build_isolated(request: BuildRequest, limits: Limits) -> BuildRecord:
+def unwatched(_: str) -> None:
+    """Take what a build is at, and do nothing."""
+
+
+def build_isolated(
+    request: BuildRequest, limits: Limits, watch: Callable[[str], None] = unwatched
+) -> BuildRecord:
     """Build the engine of ``request`` in its own process and return its record.
 
+    ``watch`` is told about once a second what the build is at.
     ``request.out`` appears when the build succeeded, and only then; its folder must exist.
 
     Raises:
@@ -66,7 +84,7 @@ def build_isolated(request: BuildRequest, limits: Limits) -> BuildRecord:
             parent_pid=os.getpid(),
         )
         (folder / "job.json").write_bytes(encode(job))
-        death = _run(folder, limits.build_seconds)
+        death = _run(folder, limits.build_seconds, watch)
         outcome = _outcome(folder)
         if death is not None and not isinstance(outcome, Success):
             raise BuildError(diagnosis.of_death(request, limits, death))
@@ -92,7 +110,7 @@ def _outcome(folder: Path) -> Outcome | None:
         return None
 
 
-def _run(folder: Path, seconds: int) -> diagnosis.Death | None:
+def _run(folder: Path, seconds: int, watch: Callable[[str], None]) -> diagnosis.Death | None:
     """Run the child to its end and return how it died, or ``None`` when it ended well."""
     command = [sys.executable, "-m", "trtbuild.backends.child", str(folder / "job.json")]
     child = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
@@ -105,7 +123,8 @@ def _run(folder: Path, seconds: int) -> diagnosis.Death | None:
         start_new_session=True,
     )
     try:
-        output, in_time = _read_until(child, time.monotonic() + seconds)
+        deadline = time.monotonic() + seconds
+        output, in_time = _read_until(child, deadline, lambda: watch(_doing(folder)))
     finally:
         # Ctrl-C too ends here: TensorRT swallows it, so only a kill is prompt.
         with contextlib.suppress(ProcessLookupError):
@@ -115,16 +134,23 @@ def _run(folder: Path, seconds: int) -> diagnosis.Death | None:
             child.stdout.close()
     if in_time and child.returncode == 0:
         return None
-    progress = folder / "progress"
     return diagnosis.Death(
         returncode=child.returncode,
         timed_out=not in_time,
-        doing=progress.read_text(errors="replace") if progress.exists() else "",
+        doing=_doing(folder),
         output=output.decode(errors="replace"),
     )
 
 
-def _read_until(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
+def _doing(folder: Path) -> str:
+    """Return what the child last said that it is at, or an empty string."""
+    progress = folder / "progress"
+    return progress.read_text(errors="replace") if progress.exists() else ""
+
+
+def _read_until(
+    child: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]
+) -> tuple[bytes, bool]:
     """Read what ``child`` prints until it ends; return the end of it, and whether in time."""
     kept = b""
     if child.stdout is None:
@@ -133,12 +159,15 @@ def _read_until(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes,
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(left):
-                return kept, False
+            if not selector.select(min(left, _WATCH_S)):
+                tick()
+                continue
             piece = os.read(child.stdout.fileno(), _READ_BYTES)
             if not piece:
                 break
             kept = (kept + piece)[-_KEPT_OUTPUT_BYTES:]
+        else:
+            return kept, False
     try:
         child.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:

@@ -19,6 +19,8 @@ class BuildRequest(Value, frozen=True, kw_only=True):
     """One engine to build: ``graph`` for ``target``, written to ``out``.
 
     ``settings`` are builder settings that differ from the backend's defaults, by name.
+    ``plugins`` are the libraries whose digests they hold, in that order. ``timing_cache`` is
+    the file that a build takes times of tactics from and adds its own to, if there is one.
     """
 
     graph: Graph
@@ -26,6 +28,8 @@ class BuildRequest(Value, frozen=True, kw_only=True):
     settings: tuple[tuple[str, Setting], ...]
     target: Target
     out: Path
+    plugins: tuple[Path, ...] = ()
+    timing_cache: Path | None = None
 
 
 class Job(Value, frozen=True, kw_only=True):

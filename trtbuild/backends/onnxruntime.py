@@ -15,9 +15,9 @@ from trtbuild.engine import Fingerprint, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from trtbuild.engine import BuildRecord, Precision, Rest, Setting, ShapeRange
+    from trtbuild.backends.job import BuildRequest
+    from trtbuild.engine import BuildRecord, Precision, Rest, Setting
     from trtbuild.graph import Graph
 
 NAME = "onnxruntime"
@@ -150,14 +150,14 @@ def preflight(graph: Graph, target: Target, precision: Precision) -> None:
     checks.check(graph)
 
 
-def build(
-    graph: Graph,
-    profiles: tuple[tuple[ShapeRange, ...], ...],
-    settings: Mapping[str, Setting],
-    target: Target,
-    out: Path,
-) -> BuildRecord:
-    """Write the optimized session of ``graph`` to ``out``.
+def cannot_set(settings: Mapping[str, Setting]) -> str:
+    """Return an empty string: there are no settings."""
+    del settings
+    return ""
+
+
+def build(request: BuildRequest) -> BuildRecord:
+    """Write the optimized session of the graph.
 
     Profiles change nothing here; they only have to fit the inputs.
 
@@ -166,7 +166,7 @@ def build(
     """
     from trtbuild.backends import ort_build  # noqa: PLC0415  heavy: onnx and onnxruntime
 
-    if settings:
-        message = f"onnxruntime honors no build settings, got {dict(settings)}"
+    if request.settings:
+        message = f"onnxruntime honors no build settings, got {dict(request.settings)}"
         raise ValueError(message)
-    return ort_build.build(graph, profiles, target, out)
+    return ort_build.build(request.graph, request.profiles, request.target, request.out)

@@ -9,32 +9,48 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trtbuild.backends import Availability, gpu, processor
+from trtbuild.backends import Availability, gpu, processor, trt_settings
 from trtbuild.backends import fingerprint as fingerprints
 from trtbuild.backends.scheme import Scheme, WeightScheme
 from trtbuild.engine import Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Rest, Setting, ShapeRange
+    from trtbuild.backends.job import BuildRequest
+    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Rest, Setting
     from trtbuild.graph import Graph
 
 NAME = "tensorrt-rtx"
 _CUDA_FLAVORS = ("cu13", "cu12")
 _INSTALL = "trtbuild[rtx]"
 
-OPTIONS: Mapping[str, Setting] = {
-    "optimization_level": 3,
-    "sparse_weights": False,
-    "workspace_mib": 4096,
-}
-"""3 is TensorRT's own default. Its default workspace is 64 GiB, more than any GPU that these
-engines are for has: an engine could need scratch memory that its device lacks. 4 GiB leaves
-half of an 8 GiB card to weights and activations, and makes the bound a part of the key.
-``sparse_weights`` lets the builder take kernels for 2:4 weights: a recipe's ``sparsity`` sets
-it, and a model that was pruned elsewhere can."""
+_HONORED = (
+    "avg_timing_iterations",
+    "direct_io",
+    "distributive_independence",
+    "l2_limit_kib",
+    "max_aux_streams",
+    "max_num_tactics",
+    "optimization_level",
+    "refit",
+    "refit_identical",
+    "refit_individual",
+    "sparse_weights",
+    "strict_nans",
+    "strip_plan",
+    "tiling_optimization_level",
+    "weight_streaming",
+    "workspace_mib",
+)
+
+OPTIONS: Mapping[str, Setting] = {name: trt_settings.OPTIONS[name] for name in _HONORED}
+"""4 GiB of workspace leave half of an 8 GiB card to weights and activations. ``sparse_weights``
+lets the builder take kernels for 2:4 weights: a recipe's ``sparsity`` sets it, and a model that
+was pruned elsewhere can. What TensorRT-RTX 1.7 refuses, or ignores without a word, is not
+offered: build routes, hardware and version compatibility, DLA, other platforms; a timing cache
+would need a GPU; there are no plug-ins; and its kernels are chosen on the device, so that
+building again finds nothing faster."""
 
 PRECISIONS: tuple[Precision, ...] = (
     "fp32",
@@ -166,24 +182,23 @@ def preflight(graph: Graph, target: Target, precision: Precision) -> None:
     trt_preflight.check(graph, target, precision)
 
 
-def build(
-    graph: Graph,
-    profiles: tuple[tuple[ShapeRange, ...], ...],
-    settings: Mapping[str, Setting],
-    target: Target,
-    out: Path,
-) -> BuildRecord:
-    """Write the engine of ``graph`` for ``target`` to ``out``, in a child process.
+def cannot_set(settings: Mapping[str, Setting]) -> str:
+    """Return why these settings do not fit, or an empty string."""
+    return trt_settings.problem(settings)
+
+
+def build(request: BuildRequest) -> BuildRecord:
+    """Write the engine that is asked for, in a child process.
 
     Raises:
         BuildError: TensorRT-RTX refuses the graph, a profile or a setting.
         MissingBackendError: TensorRT-RTX is not installed.
     """
-    fingerprint(target)  # raises with the install line, before an import would without one
+    fingerprint(request.target)  # raises with the install line before an import would without
     from trtbuild.backends import _trt  # noqa: PLC0415  heavy: onnx and 230 MB of library
 
-    unknown = [name for name in settings if name not in OPTIONS]
+    unknown = [name for name, _ in request.settings if name not in OPTIONS]
     if unknown:
         message = f"tensorrt-rtx honors {list(OPTIONS)}, got {unknown}"
         raise ValueError(message)
-    return _trt.build(graph, profiles, {**OPTIONS, **settings}, target, out)
+    return _trt.build(request, {**OPTIONS, **dict(request.settings)})

@@ -9,9 +9,12 @@ the identity of an engine is in its manifest.
 from __future__ import annotations
 
 import struct
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from trtbuild.engine import Value
+
+if TYPE_CHECKING:
+    from trtbuild.engine import Target
 
 _RTX, _TENSORRT = b"vtrt", b"ftrt"
 _FIRST_MAJOR = 5
@@ -69,8 +72,14 @@ def read_header(plan: bytes) -> Header | None:
     )
 
 
-def problem(plan: bytes, arch: str) -> str:
-    """Return what is wrong with an engine that should be for ``arch``, or an empty string."""
+def problem(plan: bytes, target: Target) -> str:
+    """Return what is wrong with an engine that should be for ``target``, or an empty string.
+
+    Of TensorRT proper no header is known: its own runtime judges, which is where it builds.
+    """
+    arch = target.arch
+    if target.backend != "tensorrt-rtx":
+        return "" if len(plan) >= HEADER_BYTES else f"it has {len(plan)} bytes"
     if len(plan) < HEADER_BYTES:
         return f"it has {len(plan)} bytes, fewer than a header"
     header = read_header(plan)

@@ -1,6 +1,8 @@
 """Checks of a graph for TensorRT: Q/DQ form, operators and types that it gets wrong or lacks.
 
-All facts are of TensorRT-RTX 1.7.1, each tried on a graph that has nothing else wrong.
+The facts are of TensorRT-RTX 1.7.1, each tried on a graph that has nothing else wrong. TensorRT
+proper has more: operators that are plug-ins, uint8 inputs, products in FP32 on sm_75, and FP4
+from sm_100 on (support matrix 11.4); its parser refuses the rest by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import onnx
 
 from trtbuild.backends import preflight, staging
 from trtbuild.errors import BuildError
+from trtbuild.graph.model import files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,18 +96,42 @@ _TYPE_ARCHS: Mapping[int, tuple[str, ...]] = {
 """The architectures whose engines have constants of these types; for none, the parser refuses
 them ("cannot be imported into TensorRT"). E8M0 came to onnx with 1.20."""
 
+_IN_TENSORRT = frozenset({"DeformConv", "NonMaxSuppression", "NonZero", "OneHot", "RoiAlign"})
+"""Of the unsupported those that the parser of TensorRT 10 has (onnx-tensorrt, operators.md)."""
+
+_SINCE: Mapping[int, int] = {
+    onnx.TensorProto.FLOAT8E4M3FN: 89,
+    onnx.TensorProto.INT4: 80,
+    onnx.TensorProto.FLOAT4E2M1: 100,
+}
+_MIB = 1 << 20
+
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 
 def check(graph: Graph, target: Target, precision: Precision) -> None:
-    """Refuse ``graph`` if TensorRT-RTX would refuse it, compute something else, or die of it.
+    """Refuse ``graph`` if its TensorRT would refuse it, compute something else, or die of it.
 
     Raises:
         BuildError: the message names the node, what was expected and what to do.
     """
     model = preflight.check(graph)
     _Check(graph, model, target).run(precision)
+
+
+def check_memory(graph: Graph, target: Target, device_bytes: int) -> None:
+    """Refuse a model whose weights do not fit into a GPU of so many bytes, 0 for unknown.
+
+    Raises:
+        BuildError: the message says what there is and what is needed.
+    """
+    weights = sum(path.stat().st_size for path in files_of(graph.path))
+    if device_bytes and weights > device_bytes:
+        raise BuildError(
+            f"{graph.path}: {target}: the weights take {weights // _MIB} MiB, the GPU has "
+            f"{device_bytes // _MIB} MiB: ask for fp16, int8 or int4, or build on a larger GPU"
+        )
 
 
 class _Check:
@@ -114,6 +141,7 @@ class _Check:
         self._graph = graph
         self._model = model
         self._target = target
+        self._is_rtx = target.backend == "tensorrt-rtx"
         self._constants = preflight.constants(model)
         self._producers = {
             name: node for node in model.graph.node for name in node.output if name
@@ -123,11 +151,12 @@ class _Check:
         self._check_io()
         self._check_types()
         for node in staging.all_nodes(self._model):
-            if node.domain in {"", "ai.onnx"} and node.op_type in UNSUPPORTED:
+            known = not self._is_rtx and node.op_type in _IN_TENSORRT
+            if node.domain in {"", "ai.onnx"} and node.op_type in UNSUPPORTED and not known:
                 raise self._error(node, f"is not supported: {UNSUPPORTED[node.op_type]}")
             if node.op_type in _QDQ:
                 self._check_quantization(node)
-        if self._target.arch == "sm_75":
+        if self._target.arch == "sm_75" and self._is_rtx:
             self._check_turing(precision)
 
     def _error(self, node: onnx.NodeProto, text: str) -> BuildError:
@@ -142,6 +171,8 @@ class _Check:
         ]
         for value in (*values, *self._model.graph.output):
             kind = value.type.tensor_type.elem_type
+            if kind == onnx.TensorProto.UINT8 and not self._is_rtx:
+                continue
             if kind not in _IO_TYPES:
                 word = onnx.TensorProto.DataType.Name(kind).lower()
                 message = (
@@ -191,13 +222,17 @@ class _Check:
         for tensor in self._model.graph.initializer:
             kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
             archs = _TYPE_ARCHS.get(tensor.data_type, (self._target.arch,))
+            if not self._is_rtx and tensor.data_type in _SINCE:
+                since = _SINCE[tensor.data_type]
+                here = int(self._target.arch.removeprefix("sm_")) >= since
+                archs = (self._target.arch,) if here else (f"sm_{since} and newer",)
             if self._target.arch not in archs:
                 where = (
                     f"compute with it on {', '.join(archs)}" if archs else "has no such type"
                 )
                 raise BuildError(
                     f"{self._graph.path}: {self._target}: constant {tensor.name!r} has type "
-                    f"{kind}: TensorRT-RTX engines {where}. Quantize to another format"
+                    f"{kind}: its engines {where}. Quantize to another format"
                 )
 
     def _comes_from_constant(self, node: onnx.NodeProto) -> bool:

@@ -29,7 +29,7 @@ PrecisionOption = Annotated[
     ),
 ]
 BackendOption = Annotated[
-    str | None, typer.Option("--backend", metavar="auto|onnxruntime|tensorrt-rtx")
+    str | None, typer.Option("--backend", metavar="auto|onnxruntime|tensorrt|tensorrt-rtx")
 ]
 ArchOption = Annotated[
     list[str] | None,
@@ -111,6 +111,32 @@ MinSpeedupOption = Annotated[
 ]
 LevelOption = Annotated[int | None, typer.Option("--optimization-level", min=0, max=5)]
 WorkspaceOption = Annotated[int | None, typer.Option("--workspace-mib", min=1)]
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version-compatible", help="Loads in later versions of TensorRT too."),
+]
+HardwareOption = Annotated[
+    bool,
+    typer.Option("--hardware-compatible", help="Runs on every GPU from Ampere on; slower."),
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="LIB", help="A library of plug-ins; repeat it."),
+]
+TimingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timing-cache",
+        metavar="auto|off|pinned|FILE",
+        help="Times of kernels: the store's, none, only those it has, or a file's.",
+    ),
+]
+BuildOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--build-option", metavar="NAME=VALUE", help="Any of [build.options]; repeat it."
+    ),
+]
 CalibMemoryOption = Annotated[
     int | None,
     typer.Option(
@@ -148,6 +174,11 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     min_speedup: MinSpeedupOption = None,
     optimization_level: LevelOption = None,
     workspace_mib: WorkspaceOption = None,
+    version_compatible: VersionOption = False,
+    hardware_compatible: HardwareOption = False,
+    plugin: PluginOption = None,
+    timing_cache: TimingOption = None,
+    build_option: BuildOption = None,
     calib_memory: CalibMemoryOption = None,
     markdown: MarkdownOption = None,
     store: StoreOption = "",
@@ -179,6 +210,11 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
         min_speedup=min_speedup,
         optimization_level=optimization_level,
         workspace_mib=workspace_mib,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        plugin=tuple(plugin or ()),
+        timing_cache=timing_cache,
+        build_option=tuple(build_option or ()),
         calib_memory_mib=calib_memory,
     )
     recipe = recipe_of(source, arguments)

@@ -80,6 +80,14 @@ LIBRARIES: tuple[Library, ...] = (
     ),
     Library(
         group="backends",
+        name="tensorrt",
+        distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        module="tensorrt",
+        install="pip install 'trtbuild[tensorrt]'",
+        use="builds and runs engines for this machine's NVIDIA GPUs",
+    ),
+    Library(
+        group="backends",
         name="tensorrt-rtx",
         distributions=("tensorrt-rtx-cu13", "tensorrt-rtx"),
         module="tensorrt_rtx",

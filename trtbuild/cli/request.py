@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 _TECHNIQUES = get_args(Technique)
 _SPARSITIES = ("2:4",)
-_BACKENDS = ("auto", "onnxruntime", "tensorrt-rtx")
+_BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
 class Arguments(Value, frozen=True, kw_only=True):
@@ -58,6 +59,11 @@ class Arguments(Value, frozen=True, kw_only=True):
     min_speedup: float | None = None
     optimization_level: int | None = None
     workspace_mib: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    plugin: tuple[str, ...] = ()
+    timing_cache: str | None = None
+    build_option: tuple[str, ...] = ()
     calib_memory_mib: int | None = None
 
 
@@ -243,8 +249,32 @@ def _options(arguments: Arguments) -> dict[str, Setting]:
     given = {
         "optimization_level": arguments.optimization_level,
         "workspace_mib": arguments.workspace_mib,
+        "version_compatible": arguments.version_compatible or None,
+        "hardware_compatible": "ampere_plus" if arguments.hardware_compatible else None,
+        "plugins": os.pathsep.join(str(Path(text).absolute()) for text in arguments.plugin)
+        or None,
+        "timing_cache": _timing(arguments.timing_cache),
     }
-    return {name: value for name, value in given.items() if value is not None}
+    named = dict(_option(text) for text in arguments.build_option)
+    return {**{name: value for name, value in given.items() if value is not None}, **named}
+
+
+def _option(text: str) -> tuple[str, Setting]:
+    """Parse ``NAME=VALUE``: true and false are flags, whole numbers are numbers."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--build-option {text}: expected NAME=VALUE, as in refit=true")
+    if value in ("true", "false"):
+        return name, value == "true"
+    return name, int(value) if re.fullmatch(r"-?\d+", value) else value
+
+
+def _timing(text: str | None) -> str | None:
+    """Return a timing cache as recipes hold it: a word, or a file from the current folder."""
+    word, colon, file = (text or "").partition(":")
+    if word == "pinned" and colon:
+        return f"pinned:{_path(file)}"
+    return text if text in {None, "auto", "off", "pinned"} else _path(text)
 
 
 def _path(text: str | None) -> str | None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from trtbuild.backends import backend
 from trtbuild.engine import Value
 from trtbuild.errors import MissingBackendError, RecipeError, UsageError
+from trtbuild.pipeline.building import with_pinned
 from trtbuild.pipeline.recall import question_of, recall
 from trtbuild.pipeline.targets import default_targets, plan_targets
 from trtbuild.recipe import load_recipe
@@ -92,7 +93,7 @@ def plan_recipe(path: Path, store: Store) -> RecipePlan:
     except RecipeError as error:
         return _failed(plan, error)
     try:
-        targets = plan_targets(recipe, strict=False)
+        targets = with_pinned(plan_targets(recipe, strict=False), store)
     except MissingBackendError as error:
         return _nothing_to_build(plan, recipe, error)
     except (RecipeError, UsageError) as error:

@@ -16,6 +16,7 @@ from trtbuild.engine import EngineKey, Manifest, ShapeRange
 from trtbuild.errors import RecipeError
 from trtbuild.graph.cost import count_macs, quantizer_names
 from trtbuild.graph.operands import operand_precisions
+from trtbuild.pipeline.building import Watch, libraries, seconds_before, timing_file
 from trtbuild.recipe import profile_table, recipe_json
 from trtbuild.store import make_record, put_plan
 
@@ -116,7 +117,10 @@ def build_engine(
     def make() -> Record:
         module = backend(planned.target.backend)
         module.preflight(graph, planned.target, precision)
-        context.say(f"build {planned.target} {precision}")
+        name = f"build {planned.target} {precision}"
+        context.say(name)
+        plugins = libraries(context.store, planned)
+        expected_s = seconds_before(context.store, context.recipe.name, planned, precision)
         with context.store.scratch() as folder:
             request = BuildRequest(
                 graph=graph,
@@ -124,8 +128,11 @@ def build_engine(
                 settings=planned.settings,
                 target=planned.target,
                 out=folder / "engine",
+                plugins=tuple(context.store.verified_path(each.sha256) for each in plugins),
+                timing_cache=timing_file(context.store, planned),
             )
-            record = build_isolated(request, context.recipe.limits)
+            watch = Watch(context.say, name, expected_s)
+            record = build_isolated(request, context.recipe.limits, watch)
             blob = context.store.put_file("engine", request.out)
         layers = requested(record.layers, operand_precisions(graph))
         shares = _mac_shares(layers, count_macs(graph, profile))
@@ -148,7 +155,7 @@ def build_engine(
             trtbuild_version=trtbuild.__version__,
             recipe=recipe_json(_asking_for(context.recipe, precision)),
         )
-        return make_record("engine", key.digest, key, manifest, (blob,))
+        return make_record("engine", key.digest, key, manifest, (blob, *plugins))
 
     name = f"build {planned.target} {precision}"
     before = len(context.stages)

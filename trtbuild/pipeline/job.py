@@ -12,6 +12,7 @@ from trtbuild.backends import backend, runtime
 from trtbuild.canonical import digest
 from trtbuild.engine import Manifest
 from trtbuild.errors import UsageError
+from trtbuild.pipeline.building import with_pinned
 from trtbuild.pipeline.recall import question_of, recall
 from trtbuild.pipeline.targets import Plan, Planned, plan_targets
 from trtbuild.recipe import recipe_from_json
@@ -47,7 +48,7 @@ def build_recipe(
         TrtbuildError: anything that a user must correct.
     """
     opened = Store.open(store)
-    plan = plan_targets(recipe, strict=strict)
+    plan = with_pinned(plan_targets(recipe, strict=strict), opened)
     question = question_of(recipe, plan)
     known = recall(opened, question)
     if known is not None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import NAMES, backend
+import msgspec
+
+from trtbuild.backends import NAMES, backend, trt_settings
 from trtbuild.engine import Fingerprint, Setting, Target, Value
 from trtbuild.errors import MissingBackendError, RecipeError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trtbuild.recipe import Recipe
 
 
@@ -17,7 +21,8 @@ class Planned(Value, frozen=True, kw_only=True):
 
     ``required`` is false for architectures that nobody named: where the model is not for them
     they are skipped. ``cannot_run`` says why the engine cannot run here, empty if it can.
-    ``settings`` are all effective builder settings, sorted by name.
+    ``settings`` are all effective builder settings, sorted by name; libraries stand there as
+    digests, ``plugins`` are their files. ``timing_file`` is the user's own timing cache.
     """
 
     target: Target
@@ -25,6 +30,8 @@ class Planned(Value, frozen=True, kw_only=True):
     cannot_run: str
     settings: tuple[tuple[str, Setting], ...]
     fingerprint: Fingerprint
+    plugins: tuple[str, ...] = ()
+    timing_file: str = ""
 
 
 class Skipped(Value, frozen=True, kw_only=True):
@@ -86,14 +93,15 @@ def plan_targets(recipe: Recipe, *, strict: bool) -> Plan:
 
 
 def default_targets() -> tuple[str, ...]:
-    """Return TensorRT-RTX where it is installed, else ONNX Runtime."""
-    try:
-        found = backend("tensorrt-rtx").targets(())
-    except MissingBackendError:
-        return ("onnxruntime",)
-    if all(item.cannot_build for item in found):
-        return ("onnxruntime",)
-    return ("tensorrt-rtx",)
+    """Return TensorRT where it can build, else TensorRT-RTX if installed, else ONNX Runtime."""
+    for name in ("tensorrt", "tensorrt-rtx"):
+        try:
+            found = backend(name).targets(())
+        except MissingBackendError:
+            continue
+        if not all(item.cannot_build for item in found):
+            return (name,)
+    return ("onnxruntime",)
 
 
 def _planned(recipe: Recipe, target: Target, cannot_run: str, *, required: bool) -> Planned:
@@ -102,13 +110,41 @@ def _planned(recipe: Recipe, target: Target, cannot_run: str, *, required: bool)
     sparse = {"sparse_weights": True} if recipe.quantization.sparsity else {}
     known = {name: value for name, value in sparse.items() if name in module.OPTIONS}
     settings = {**module.OPTIONS, **known, **options}
+    reason = module.cannot_set(options)
+    if reason:
+        raise RecipeError(f"{recipe.name}: [build.options] {reason}")
+    plugins = _plugins(recipe, settings)
+    timing = str(settings.get("timing_cache", "auto"))
+    is_file = timing not in ("auto", "off") and not timing.startswith("pinned")
+    if is_file:
+        settings["timing_cache"] = "auto"
+    if settings.get("hardware_compatible", "none") != "none":
+        # Such an engine holds no kernels of one GPU model, so that the model is no input of it.
+        target = msgspec.structs.replace(target, device="")
     return Planned(
         target=target,
         required=required,
         cannot_run=cannot_run,
         settings=tuple(sorted(settings.items())),
         fingerprint=module.fingerprint(target),
+        plugins=tuple(map(str, plugins)),
+        timing_file=str(recipe.folder / timing) if is_file else "",
     )
+
+
+def _plugins(recipe: Recipe, settings: dict[str, Setting]) -> tuple[Path, ...]:
+    """Return the files of the setting ``plugins``, whose digests take its place."""
+    if not settings.get("plugins"):
+        return ()
+    files = trt_settings.libraries(str(settings["plugins"]), recipe.folder)
+    try:
+        settings["plugins"] = trt_settings.digests(files)
+    except OSError as error:
+        raise RecipeError(
+            f"{recipe.name}: plugin {error.filename}: {error.strerror}: name a shared library "
+            "(.so) with TensorRT plug-ins"
+        ) from error
+    return files
 
 
 def _split(word: str) -> tuple[str, str]:

@@ -1,0 +1,151 @@
+"""TensorRT proper: builds engines for the GPUs of this machine, which it times kernels on.
+
+This module is read on the way to a cache hit and imports nothing heavy. How graphs are
+quantized for it is TensorRT-RTX's way: one network serves both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import Availability, gpu, processor, trt_settings
+from trtbuild.backends import fingerprint as fingerprints
+from trtbuild.backends.tensorrt_rtx import RESTS, SCHEME, SCHEMES, WEIGHTS
+from trtbuild.engine import Target
+from trtbuild.errors import MissingBackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trtbuild.backends.job import BuildRequest
+    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Setting
+    from trtbuild.graph import Graph
+
+__all__ = ["OPTIONS", "RESTS", "SCHEME", "SCHEMES", "WEIGHTS"]
+
+NAME = "tensorrt"
+OPTIONS: Mapping[str, Setting] = trt_settings.OPTIONS
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "nvfp4")
+
+_INSTALL = "trtbuild[tensorrt]"
+_LAYOUTS = (
+    ("tensorrt_cu13_libs", "tensorrt_cu13_bindings"),
+    ("tensorrt_cu12_libs", "tensorrt_cu12_bindings"),
+    ("tensorrt_libs", "tensorrt_bindings"),
+    ("tensorrt",),
+)
+"""The distributions that hold the library: since 10 by CUDA version, in 8.6.1 without one, in
+8.6.0 a single wheel."""
+
+_NEEDS = {"cu13": ((13, 0), 580), "cu12": ((12, 0), 525)}
+"""The CUDA version that a driver must be for, and the first driver that is, by the wheels' CUDA
+(CUDA toolkit release notes; a minor version more runs by compatibility)."""
+
+_SINCE: Mapping[Precision, int] = {"bf16": 80, "fp8": 89, "int4": 80, "nvfp4": 100}
+"""The first architecture with a format."""
+
+
+def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
+    """Return what is said of each architecture in ``archs``, of this machine's without any."""
+    here = gpu.gpus()
+    wanted = archs or tuple(dict.fromkeys(each.arch for each in here)) or ("gpu",)
+    return tuple(_availability(arch, here) for arch in wanted)
+
+
+def cannot_compute(arch: str, precision: Precision) -> str:
+    """Return why no engine for ``arch`` computes in ``precision``, or an empty string."""
+    since = _SINCE.get(precision, 0)
+    if int(arch.removeprefix("sm_")) >= since:
+        return ""
+    return (
+        f"{arch} has no {precision.upper()}, which comes with sm_{since}: ask for int8 or fp16"
+    )
+
+
+def _availability(arch: str, here: tuple[gpu.Gpu, ...]) -> Availability:
+    model = next((each.identity for each in here if each.arch == arch), "")
+    target = Target(backend=NAME, arch=arch, os=processor.os_name(), device=model)
+    reason = _cannot_build(arch, here)
+    return Availability(target=target, cannot_build=reason, cannot_run=reason)
+
+
+def _cannot_build(arch: str, here: tuple[gpu.Gpu, ...]) -> str:
+    if not fingerprints.has_module("tensorrt"):
+        return f"TensorRT is not installed: pip install '{_INSTALL}'"
+    if not here:
+        return f"TensorRT times its kernels on a GPU, and there is none: {gpu.why_none()}"
+    known = dict.fromkeys(each.arch for each in here)
+    if arch not in known:
+        return (
+            f"TensorRT builds for the GPU it runs on, here {', '.join(known)}: build on a "
+            f"machine that has {arch}, or for tensorrt-rtx:{arch}, which needs none"
+        )
+    return _old_driver(gpu.driver_cuda(), _layout()[0])
+
+
+def _old_driver(driver: tuple[int, int], library: str) -> str:
+    """Return why a driver for CUDA ``driver`` does not run a distribution of TensorRT."""
+    for flavor, (cuda, release) in _NEEDS.items():
+        if flavor in library and driver < cuda:
+            other = "; or pip install tensorrt-cu12" if flavor == "cu13" else ""
+            return (
+                f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, and {library} "
+                f"{fingerprints.version(library)} needs {cuda[0]}.{cuda[1]}: install driver "
+                f"{release} or newer{other}"
+            )
+    return ""
+
+
+def _layout() -> tuple[str, ...]:
+    return next((names for names in _LAYOUTS if fingerprints.version(names[0])), _LAYOUTS[-1])
+
+
+def fingerprint(target: Target) -> Fingerprint:
+    """Return the installed TensorRT: its version, and a digest of its libraries' files."""
+    return fingerprints.installed(target.backend, _layout(), _INSTALL)
+
+
+def preflight(graph: Graph, target: Target, precision: Precision) -> None:
+    """Refuse a graph that TensorRT would refuse, compute otherwise, or die of.
+
+    Raises:
+        BuildError: the message names the node, or says that the weights alone fill the GPU.
+    """
+    from trtbuild.backends import trt_preflight  # noqa: PLC0415  heavy: reads ONNX
+
+    trt_preflight.check(graph, target, precision)
+    sizes = [each.memory_bytes for each in gpu.gpus() if each.arch == target.arch]
+    trt_preflight.check_memory(graph, target, max(sizes, default=0))
+
+
+def cannot_set(settings: Mapping[str, Setting]) -> str:
+    """Return why these settings do not fit, or an empty string."""
+    return trt_settings.problem(settings)
+
+
+def build(request: BuildRequest) -> BuildRecord:
+    """Write the engine that is asked for, timed on a GPU of its model.
+
+    Raises:
+        BuildError: TensorRT refuses the graph, a profile or a setting.
+        MissingBackendError: TensorRT or the GPU is not here.
+    """
+    target = request.target
+    fingerprint(target)  # raises with the install line, before an import would without one
+    here = gpu.gpus()
+    fits = [
+        index
+        for index, each in enumerate(here)
+        if each.arch == target.arch and target.device in ("", each.identity)
+    ]
+    if not fits:
+        message = f"{target}: {_cannot_build(target.arch, here) or 'its GPU is not here'}"
+        raise MissingBackendError(message)
+    gpu.make_current(fits[0])
+    from trtbuild.backends import _trt  # noqa: PLC0415  heavy: onnx and the library
+
+    unknown = [name for name, _ in request.settings if name not in OPTIONS]
+    if unknown:
+        message = f"{NAME} honors {list(OPTIONS)}, got {unknown}"
+        raise ValueError(message)
+    return _trt.build(request, {**OPTIONS, **dict(request.settings)})

@@ -1,0 +1,59 @@
+"""Of several engines of one network, which is fastest: a choice of kernels is luck too."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtbuild.backends import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from trtbuild.backends.job import BuildRequest
+
+_WARM_UP = 5
+_ROUNDS = 50
+
+
+def fastest(seconds: Sequence[Sequence[float]]) -> int:
+    """Return the index of the engine with the least median; of equals the first built."""
+    medians = [statistics.median(times) for times in seconds]
+    return medians.index(min(medians))
+
+
+def measure(engines: Sequence[bytes], request: BuildRequest) -> list[list[float]]:
+    """Return times of calls in seconds by engine, copies included, in turns of one call each.
+
+    Inputs are zeros in the shapes that the first profile is optimized for.
+
+    Raises:
+        MissingBackendError: engines cannot run here.
+    """
+    module = runtime(request.target.backend)
+    sessions = [module.open_session(engine, request.target) for engine in engines]
+    feeds = _zeros(request)
+    seconds: list[list[float]] = [[] for _ in engines]
+    for turn in range(_WARM_UP + _ROUNDS):
+        for session, times in zip(sessions, seconds, strict=True):
+            started = time.perf_counter()
+            session.run(feeds)
+            if turn >= _WARM_UP:
+                times.append(time.perf_counter() - started)
+    return seconds
+
+
+def _zeros(request: BuildRequest) -> Mapping[str, npt.NDArray[np.generic]]:
+    shapes = {each.input: each.opt for each in (request.profiles or ((),))[0]}
+    return {
+        spec.name: np.zeros(
+            shapes.get(spec.name, tuple(n for n in spec.shape if isinstance(n, int))),
+            spec.dtype,
+        )
+        for spec in request.graph.inputs
+    }
