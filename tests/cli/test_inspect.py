@@ -99,7 +99,7 @@ def test_only_compute_layers_that_fell_short_are_listed_unless_all_are_asked_for
     assert " int8 " not in table.partition("compute layers are in")[0]
     assert "1 of 2 compute layers are in int8" in table
     assert f"--layers lists all {count}" in table
-    assert "1 of them the network itself does not ask for in int8" in table
+    assert "1 of the others run in what the network asks for" in table
     everything = text(key, store, "--layers").partition("Layers\n")[2]
     assert "second" in everything
     assert " int8 " in everything
@@ -194,6 +194,7 @@ def test_times_of_layers_are_measured_here_and_the_slowest_stand_first(store: Pa
     ]
     assert [float(each[0]) for each in cells] == sorted(float(e[0]) for e in cells)[::-1]
     assert len(cells) == len(times)
+    assert "by kind: " in shown
     assert all(layer["milliseconds"] is None for layer in document(key, store)["layers"])
 
 

@@ -64,6 +64,12 @@ def test_layers_that_only_convert_are_counted_with_types_and_bytes_where_told() 
     )
 
 
+def test_the_few_changes_of_layout_that_every_engine_has_are_not_worth_a_line() -> None:
+    move = layer("m", role="reformat", reads="int8", writes="int8")
+    assert found(move, *(layer(str(n)) for n in range(9))) == ()
+    assert len(found(move, *(layer(str(n)) for n in range(8)))) == 1
+
+
 def test_what_was_not_read_or_not_told_is_said_and_not_hidden() -> None:
     (line,) = layer_findings(Layers(layers=(), unread="no JSON"), RTX)
     assert line.startswith("layers could not be read: no JSON. ")

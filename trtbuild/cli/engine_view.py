@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _SLOWEST = 15
 """As many layers are shown with times, of however many; they have most of the time."""
 
+_KINDS = 5
+
 _QUANTIZER = re.compile(r"(?:Quantize|Dequantize)Linear(?:_\d+)?$")
 
 
@@ -112,11 +114,11 @@ def _layer_notes(
     short = sum(map(fell_short, others))
     kept = sum(not fell_short(layer) for layer in others if layer.requested)
     if short:
-        notes.append(f"{short} of them fell short of what the network asks for")
+        notes.append(f"{short} of the others fell short of what the network asks for")
     if kept:
         notes.append(
-            f"{kept} of them the network itself does not ask for in {wanted}: a policy or the "
-            f"scheme of quantization keeps them"
+            f"{kept} of the others run in what the network asks for: quantization left them "
+            f"out, by a policy or since the backend has no {wanted} for them"
         )
     return notes
 
@@ -128,9 +130,15 @@ def _time_notes(layers: Sequence[Layer], shown: Sequence[Layer]) -> list[str]:
         if total and len(shown) < len(layers)
         else ""
     )
+    kinds: dict[str, float] = {}
+    for layer in layers:
+        kinds[layer.kind] = kinds.get(layer.kind, 0.0) + (layer.milliseconds or 0.0)
+    most = sorted(kinds.items(), key=lambda item: -item[1])[:_KINDS]
+    parts = ", ".join(f"{kind} {100 * ms / (total or 1.0):.0f} %" for kind, ms in most)
     where = "medians on this machine, at the shapes of opt, on random numbers"
     return [
         f"all layers together take {total:.3f} ms per call{share}: {where}",
+        f"by kind: {parts}",
         "the profiler takes time too: compare layers; trtbuild verify compares engines",
     ]
 
@@ -150,8 +158,8 @@ def _layer(layer: Layer) -> tuple[str, ...]:
     named = [name for name in layer.nodes if not _QUANTIZER.search(name)] or list(layer.nodes)
     rest = len(layer.nodes) - len(named)
     nodes = ", ".join(named) + (f" (+{rest} Q/DQ)" if rest else "")
-    asked = layer.requested if layer.compute else ""
-    return layer.name, layer.kind, asked or layer.role, layer.precision, nodes
+    kind = f"{layer.kind} ({layer.role})" if layer.role else layer.kind
+    return layer.name, kind, layer.requested, layer.precision, nodes
 
 
 def tensors(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Section:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 _NAMED = 3
 """As many nodes of one cause are named; all of them are in the list of layers."""
 
+_FEW = 0.1
+"""The share of layers that may change layouts or types before anybody is told."""
+
 _BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8}
 _UNKNOWN = "unknown"
 _MIB = 1 << 20
@@ -35,7 +38,7 @@ def layer_findings(layers: Layers, target: Target) -> tuple[str, ...]:
         ),
         _hidden(hidden, len(compute)),
         _quantizing([layer for layer in layers.layers if layer.role == "quantize"], target),
-        _reformatting([layer for layer in layers.layers if layer.role == "reformat"]),
+        _reformatting(layers.layers),
     ]
     return tuple(line for line in found if line)
 
@@ -95,16 +98,15 @@ def _quantizing(group: Sequence[Layer], target: Target) -> str:
     )
 
 
-def _reformatting(group: Sequence[Layer]) -> str:
-    if not group:
+def _reformatting(layers: Sequence[Layer]) -> str:
+    """Tell of layers that convert, where they are more than the few that every engine has."""
+    group = [layer for layer in layers if layer.role == "reformat"]
+    if len(group) <= _FEW * len(layers):
         return ""
     kinds: dict[str, int] = {}
     for layer in group:
-        change = f"{layer.reads} to {layer.writes}"
-        same = layer.reads == layer.writes
-        kinds[f"{layer.reads} to another layout" if same else change] = (
-            kinds.get(f"{layer.reads} to another layout" if same else change, 0) + 1
-        )
+        change = "another layout" if layer.reads == layer.writes else layer.writes
+        kinds[f"{layer.reads} to {change}"] = kinds.get(f"{layer.reads} to {change}", 0) + 1
     told = ", ".join(
         f"{number} from {change}"
         for change, number in sorted(kinds.items(), key=lambda k: -k[1])
