@@ -26,6 +26,7 @@ NODES = {
     "onnx_node_4": Node(name="quantize r", operator="QuantizeLinear"),
     "onnx_node_5": Node(name="dequantize r", operator="DequantizeLinear"),
     "onnx_node_12": Node(name="fc", operator="MatMul"),
+    "onnx_node_13": Node(name="turn", operator="Transpose"),
 }
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"
 
@@ -184,13 +185,23 @@ def test_11_tells_layout_and_type_apart_and_io_tensors_as_objects() -> None:
 def test_an_opaque_layer_covers_what_no_other_does_and_its_precision_is_not_claimed() -> None:
     conv = entry(CONV, "CaskConvolution", tensor("x", INT8), tensor("r", INT8), Weights=WEIGHTS)
     rest = entry(
-        "{ForeignNode[onnx_node_4...onnx_node_12]}", "Myelin", tensor("r", INT8),
+        "{ForeignNode[onnx_node_4...onnx_node_13]}", "Myelin", tensor("r", INT8),
         tensor("y", "Row major linear FP32"),
     )  # fmt: skip
-    opaque = by_name(text(conv, rest))["{ForeignNode[quantize r...fc]}"]
+    opaque = by_name(text(conv, rest))["{ForeignNode[quantize r...turn]}"]
     assert opaque.nodes[0] == "fc"
     assert "conv" not in opaque.nodes
     assert (opaque.compute, opaque.precision) == (True, "unknown")
+
+
+def test_a_move_that_the_model_has_itself_is_no_reformat_and_open_sizes_have_no_bytes() -> None:
+    reads, writes = (tensor(name, "Half", sizes=(-1, 32)) for name in "tr")
+    own = entry("__myl_Tran_myl0_1", "kgen", reads, writes, Metadata=onnx("onnx_node_13"))
+    added = entry("__myl_Tran_myl0_2", "kgen", reads, writes, Metadata="")
+    fc = entry("onnx_node_12", "gemm", reads, writes, Metadata=onnx("onnx_node_12"))
+    found = by_name(text(own, added, fc))
+    assert [layer.role for layer in found.values()] == ["", "reformat", ""]
+    assert [layer.moved_bytes for layer in found.values()] == [None, None, None]
 
 
 def test_types_that_open_shapes_hide_are_unknown_not_guessed() -> None:
