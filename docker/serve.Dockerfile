@@ -54,6 +54,6 @@ WORKDIR /opt/trtbuild
 ENV PATH=/opt/trtbuild/.venv/bin:$PATH \
     TRTBUILD_STORE=/store
 
-RUN python -c "import trtbuild.runtime.load, trtbuild.backends.ort_session"
+RUN python -c "import trtbuild.runtime.load, trtbuild.backends.ort_session, cuda.bindings.driver"
 
 CMD ["python"]

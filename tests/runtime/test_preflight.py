@@ -31,12 +31,14 @@ H100 = Machine(
 )
 
 
-def manifest(version: str = VERSION, arch: str = "sm_90", **settings: Setting) -> Manifest:
+def manifest(
+    version: str = VERSION, arch: str = "sm_90", device: str = "", **settings: Setting
+) -> Manifest:
     key = EngineKey(
         network_sha256="0" * 64,
         profiles=(),
         settings=tuple(sorted(settings.items())),
-        target=Target(backend="tensorrt", arch=arch, os=LINUX),
+        target=Target(backend="tensorrt", arch=arch, os=LINUX, device=device),
         fingerprint=Fingerprint(backend="tensorrt", version=version, build=""),
     )
     return Manifest(
@@ -72,6 +74,7 @@ def on(**changes: object) -> Machine:
         (manifest(), on(driver=(12, 8)), MissingBackendError, ["CUDA 12.8", "r580"]),
         (manifest(), on(os="linux-aarch64"), TrustError, ["linux-aarch64"]),
         (manifest(arch="sm_80"), H100, TrustError, ["sm_80", "sm_90"]),
+        (manifest(device="NVIDIA H200"), H100, TrustError, ["NVIDIA H200", "NVIDIA H100"]),
         (manifest(version="11.3.0.1"), H100, TrustError, ["11.3.0.1", VERSION]),
         (manifest(), on(library=LEAN), TrustError, ["lean", "version-compatible"]),
         (manifest("10.13.0.1", version_compatible=True), H100, TrustError, ["allow_host_code"]),
@@ -97,6 +100,7 @@ def test_each_lack_is_told_with_its_remedy(
     ("engine", "machine", "options"),
     [
         (manifest(), H100, SessionOptions()),
+        (manifest(device="NVIDIA H100"), H100, SessionOptions()),
         (manifest(arch="sm_80", hardware_compatible="ampere_plus"), H100, SessionOptions()),
         (
             manifest("10.13.0.1", version_compatible=True),

@@ -48,7 +48,7 @@ class Library(Value, frozen=True, kw_only=True):
 
 
 class Machine(Value, frozen=True, kw_only=True):
-    """What of a machine decides whether an engine runs; ``gpus`` are architecture and name.
+    """What of a machine decides whether an engine runs; ``gpus`` are architecture and model.
 
     ``absence`` says why no GPU can be used, ``driver`` is the newest CUDA that it supports,
     ``missing`` are Python packages that are not installed.
@@ -67,7 +67,7 @@ def here(backend: str) -> Machine:
     packages = {"pycuda": "pycuda", "cuda": "cuda-bindings"}
     return Machine(
         os=processor.os_name(),
-        gpus=tuple(zip(gpu.archs(), gpu.names(), strict=True)),
+        gpus=tuple((each.arch, each.identity) for each in gpu.gpus()),
         absence=gpu.why_none(),
         driver=gpu.driver_cuda(),
         library=_library(backend),
@@ -96,7 +96,13 @@ def misfit(target: Target, settings: Mapping[str, Setting], machine: Machine) ->
         return f"the engine is for {target.os}, this machine is {machine.os}: move"
     archs = tuple(arch for arch, _ in machine.gpus)
     if target.arch in archs:
-        return ""
+        models = tuple(model for arch, model in machine.gpus if arch == target.arch)
+        if not target.device or target.device in models:
+            return ""
+        return (
+            f"the engine holds kernels chosen on another model, {target.device}, this machine "
+            f"has {', '.join(models)}: build it for this one, or with hardware_compatible"
+        )
     if settings.get("hardware_compatible") == "ampere_plus" and any(
         _number(arch) >= max(_AMPERE, _number(target.arch)) for arch in archs
     ):
@@ -188,14 +194,17 @@ def open_session(
     archs = [arch for arch, _ in machine.gpus]
     index = options.device
     if index < 0:
+        wanted = (target.arch, target.device)
         index = archs.index(target.arch) if target.arch in archs else 0
-    found = _api(target.backend, machine.library.module)
+        if wanted in machine.gpus:
+            index = machine.gpus.index(wanted)
+    found = library_api(target.backend, machine.library.module)
     labels = {"backend": target.backend, "arch": target.arch}
     return trt_device.open_engine(engine, index, found, options, labels)
 
 
 @functools.cache
-def _api(backend: str, module: str) -> Api:
+def library_api(backend: str, module: str) -> Api:
     """Import the library: TensorRT as builders use it, or its lean runtime."""
     from trtbuild.backends import trt_api  # noqa: PLC0415  reads no library, but its log does
 

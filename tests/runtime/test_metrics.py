@@ -1,0 +1,88 @@
+"""What a scraper reads: Prometheus' text format, one description per metric."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests.pipeline import models
+from trtbuild.backends.metrics import Metrics, render
+from trtbuild.engine import ShapeRange, TensorSpec
+from trtbuild.errors import UsageError
+from trtbuild.runtime import warmup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+import trtbuild
+from trtbuild.runtime import metrics
+
+SAMPLE = re.compile(r'^(\w+)\{((?:\w+="(?:[^"\\\n]|\\.)*",?)*)\} (\S+)$')
+
+
+def parsed(text: str) -> dict[tuple[str, str], float]:
+    """Return samples by name and labels; fails where the format is not Prometheus'."""
+    samples: dict[tuple[str, str], float] = {}
+    described: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            described.append(line.split()[2])
+        elif not line.startswith("# TYPE "):
+            match = SAMPLE.match(line)
+            assert match, line
+            assert match[1].startswith(described[-1])
+            samples[match[1], match[2]] = float(match[3])
+    assert len(described) == len(set(described))
+    return samples
+
+
+def test_sessions_are_told_apart_and_every_metric_is_described_once() -> None:
+    each = [Metrics({"engine": name}, {"contexts": lambda: 2}, {}) for name in ('a"\\\n', "b")]
+    each[0].call(0.003, 10, 20)
+    each[0].call(99.0)
+    each[1].error(KeyError())
+    found = parsed(render(each))
+    odd, plain = 'engine="a\\"\\\\\\n"', 'engine="b"'
+    assert found["trtbuild_bytes_to_device_total", odd] == 10
+    assert found["trtbuild_latency_seconds_count", odd] == 2
+    assert found["trtbuild_latency_seconds_bucket", odd + ',le="0.005"'] == 1
+    assert found["trtbuild_latency_seconds_bucket", odd + ',le="0.0025"'] == 0
+    assert found["trtbuild_latency_seconds_bucket", odd + ',le="+Inf"'] == 2
+    assert found["trtbuild_errors_total", plain + ',error="KeyError"'] == 1
+    assert found["trtbuild_contexts", plain] == 2
+
+
+def test_a_loaded_engine_is_warmed_counted_and_closed(tmp_path: Path) -> None:
+    recipe = models.with_quantization(
+        models.recipe(tmp_path, "onnxruntime"), precision="fp32", provider=None
+    )
+    key = trtbuild.build(recipe, tmp_path / "store").engines[0].key
+    with trtbuild.load(key, tmp_path / "store", contexts=1, warmup=2) as session:
+        assert session.stats.calls == 0
+        session.run({"x": models.images(1)})
+        assert 'trtbuild_latency_seconds_count{backend="onnxruntime"' in metrics.render()
+        with pytest.raises(UsageError, match="processor"):
+            session.run_device({"x": 1})
+    with pytest.raises(UsageError, match="closed"):
+        session.run({"x": models.images(1)})
+    with pytest.raises(UsageError, match="device is for engines on a GPU"):
+        trtbuild.load(key, tmp_path / "store", device=0)
+    with pytest.raises(UsageError, match="weight_budget_mib is for engines on a GPU"):
+        trtbuild.load(key, tmp_path / "store", weight_budget_mib=1)
+
+
+def test_warm_up_uses_what_each_profile_is_tuned_for() -> None:
+    specs = (
+        TensorSpec(name="x", dtype="float16", shape=("n", 3)),
+        TensorSpec(name="i", dtype="int64", shape=(2,)),
+    )
+    profiles = tuple(
+        (ShapeRange(input="x", min=(1, 3), opt=(opt, 3), max=(9, 3)),) for opt in (2, 9)
+    )
+    found = warmup.samples(specs, profiles)
+    assert [feeds["x"].shape for feeds in found] == [(2, 3), (9, 3)]
+    assert all(feeds["i"].dtype == np.int64 for feeds in found)
+    assert warmup.samples(specs, ()) == []
