@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trtbuild.canonical import digest
-from trtbuild.errors import StoreError
+from trtbuild.errors import StoreError, UsageError
 from trtbuild.store import BlobLostError, Store, make_record
 from trtbuild.store.publish import set_aside
 
@@ -249,8 +249,10 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Store.open("").root == tmp_path / "cache" / "trtbuild"
     assert Store.open("here").root == tmp_path / "here"
     assert Store.open(f"file://{tmp_path}/there").root == tmp_path / "there"
-    with pytest.raises(StoreError, match=r"s3.*not in this version"):
-        Store.open("s3://bucket/engines")
+    assert Store.open("s3://bucket/engines").root == tmp_path / "cache" / "trtbuild"
+    assert Store.open("here,s3://bucket/engines").root == tmp_path / "here"
+    with pytest.raises(UsageError, match=r"ftp.*Give a folder"):
+        Store.open("here,ftp://host/engines")
     (tmp_path / "file").touch()
     for wrong in ("file", "file/below"):
         with pytest.raises(StoreError, match=r"[Nn]ot a (folder|directory)"):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli import cache_care
-from trtbuild.cli.options import JsonOption, StoreOption
+from trtbuild.cli import cache_care, cache_tiers
+from trtbuild.cli.options import JsonOption, OfflineOption, StoreOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,17 +37,33 @@ for _command in (
     cache_care.gc,
     cache_care.verify,
     cache_care.stats,
+    cache_tiers.push,
+    cache_tiers.pull,
+    cache_tiers.export,
 ):
     app.command()(_command)
+app.command("import")(cache_tiers.import_)
 
 
 @app.command("ls")
-def list_engines(store: StoreOption = "", *, json: JsonOption = False) -> None:
+def list_engines(
+    store: StoreOption = "",
+    *,
+    source: Annotated[
+        str, typer.Option("--from", metavar="URI", help="List those of a tier instead.")
+    ] = "",
+    json: JsonOption = False,
+    _offline: OfflineOption = False,
+) -> None:
     """List the engines in the store, newest first."""
     from trtbuild.store import Store
 
     opened = Store.open(store)
-    records = sorted(opened.records("engine"), key=lambda record: record.created, reverse=True)
+    place = str(opened.root)
+    if source:
+        place, records = cache_tiers.remote_engines(source)
+    else:
+        records = sorted(opened.records("engine"), key=lambda each: each.created, reverse=True)
     rows = [(record, _manifest(record)) for record in records]
     if json:
         _print_json({"schema": 1, "engines": [_entry(*row) for row in rows]})
@@ -55,7 +71,7 @@ def list_engines(store: StoreOption = "", *, json: JsonOption = False) -> None:
         head = ("KEY", "ENGINE", "TARGET", "PRECISION", "SIZE", "CREATED")
         _print_table([head, *(_row(*row) for row in rows)])
     else:
-        typer.echo(f"no engines in {opened.root}; 'trtbuild engine SOURCE' builds one")
+        typer.echo(f"no engines in {place}; 'trtbuild engine SOURCE' builds one")
     _warn(opened)
 
 

@@ -15,7 +15,7 @@ from trtbuild.cli.engine import (
     SourceArgument,
     TrtCacheOption,
 )
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
 
 if TYPE_CHECKING:
     from trtbuild.pipeline.partial import Part, TensorRow
@@ -45,6 +45,7 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
         Path | None, typer.Option("--out", "-o", help="Write the statistics (.npz) here.")
     ] = None,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from trtbuild.cli.options import (
     JsonOption,
+    OfflineOption,
     QuietOption,
     StoreOption,
 )
@@ -182,6 +183,7 @@ def engine(  # noqa: PLR0913  one parameter per option is how Typer works
     calib_memory: CalibMemoryOption = None,
     markdown: MarkdownOption = None,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

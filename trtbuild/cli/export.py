@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from trtbuild.cli.engine import CalibrationOption, ShapeOption, SourceArgument
-from trtbuild.cli.options import JsonOption, OutOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, OutOption, QuietOption, StoreOption
 
 
 def export(  # noqa: PLR0913  one parameter per option is how Typer works
@@ -17,6 +17,7 @@ def export(  # noqa: PLR0913  one parameter per option is how Typer works
     calibration: CalibrationOption = None,
     shape: ShapeOption = None,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import JsonOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, StoreOption
 
 if TYPE_CHECKING:
     from trtbuild.cli.inspection import Inspected, OnnxFile, PlanFile
@@ -33,6 +33,7 @@ def inspect(
         typer.Option("--times", help="Time each layer on this machine, the slowest first."),
     ] = False,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show an engine's manifest and layers, a plan's header, or what an ONNX file holds.

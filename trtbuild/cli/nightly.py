@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbuild.cli.engine import MarkdownOption
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
 
 if TYPE_CHECKING:
     from trtbuild.farm.matrix import RecipePlan
@@ -43,6 +43,7 @@ def nightly(  # noqa: PLR0913  one parameter per option is how Typer works
         bool, typer.Option("--strict", help="A skipped target fails the night (exit code 5).")
     ] = False,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

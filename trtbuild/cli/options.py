@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,33 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         envvar="TRTBUILD_STORE",
-        metavar="FOLDER",
-        help="Where engines are kept (default: the user's cache folder).",
+        metavar="URI[,URI...]",
+        help="Where engines are kept: a folder (default: the user's cache folder), then tiers "
+        "to share them: a mounted folder, s3://bucket/prefix, gs://bucket/prefix, "
+        "az://container/prefix, oci://host/repository; ?write=yes where results go too.",
     ),
 ]
-"""A folder; the empty string means the user's cache folder."""
+"""A folder and remote tiers; the empty string means the user's cache folder."""
+
+
+def _go_offline(requested: bool) -> None:  # noqa: FBT001  Typer calls it with the flag
+    if requested:
+        from trtbuild.store.location import OFFLINE
+
+        os.environ[OFFLINE] = "1"
+
+
+OfflineOption = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        expose_value=False,
+        callback=_go_offline,
+        is_eager=True,
+        help="Open no socket: leave out tiers on the network (also: TRTBUILD_OFFLINE=1).",
+    ),
+]
+"""Processes that the command starts are offline too."""
 
 JsonOption = Annotated[
     bool,

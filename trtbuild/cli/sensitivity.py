@@ -17,7 +17,7 @@ from trtbuild.cli.engine import (
     ShapeOption,
     SourceArgument,
 )
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
 
 if TYPE_CHECKING:
     from trtbuild.cli.request import Arguments
@@ -64,6 +64,7 @@ def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
         Path | None, typer.Option("--plot", help="Draw the Pareto front (.svg or .png).")
     ] = None,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trtbuild.cli.engine import MarkdownOption
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
 
 
 def verify(  # noqa: PLR0913  one parameter per option is how Typer works
@@ -29,6 +29,7 @@ def verify(  # noqa: PLR0913  one parameter per option is how Typer works
     ] = None,
     markdown: MarkdownOption = None,
     store: StoreOption = "",
+    _offline: OfflineOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -42,7 +42,7 @@ class _Ending(Value, frozen=True, kw_only=True):
     log: str
 
 
-def build(path: Path, store: Path, say: Callable[[str], None]) -> Report | Failure:
+def build(path: Path, store: str | Path, say: Callable[[str], None]) -> Report | Failure:
     """Return the report of a recipe, built in a child, or why there is none.
 
     ``say`` is told every line that the child prints to stderr, without its clock.

@@ -94,7 +94,9 @@ def _outcome(path: Path, store: Store, say: Callable[[str], None]) -> Outcome:
     )
     if plan.report is None and plan.failure is None:
         say(plan.recipe)
-        found = child.build(path, store.root, partial(_relay, say, plan.recipe))
+        found = child.build(
+            path, store.uri or str(store.root), partial(_relay, say, plan.recipe)
+        )
         change = {"failure" if isinstance(found, Failure) else "report": found}
         outcome = replace(outcome, **change)
     say(f"{plan.recipe} {_word(outcome)}")

@@ -48,7 +48,11 @@ def get_or_make(
         StoreError: the store cannot be read or written.
     """
     with _errors_counted(store, kind):
-        found = store.get(kind, key, shape)
+        found = store.here.get(kind, key, shape)
+        if found is None:
+            found = store.get(kind, key, shape)
+            if found is not None:  # a remote tier had it, and that was counted there
+                return found, True
     if found is None:
         with flight(store, kind, key, shape) as found:
             if found is None:
@@ -86,13 +90,19 @@ def flight(
             store.note(folder, "file locks do nothing here: results may be made more than once")
     lease = filelock.FileLock(folder / f"{check_kind(kind)}.{check_digest(key)}")
     while not _acquired(lease, store.root):
-        found = store.get(kind, key, shape)
+        # Who holds it asks the remote tiers, for all of us.
+        found = store.here.get(kind, key, shape)
         if found is not None:
             yield found
             return
         time.sleep(POLL_S)
     try:
-        yield store.get(kind, key, shape)
+        found = store.get(kind, key, shape)
+        if found is not None:
+            yield found
+            return
+        with store.flight(kind, key, shape) as appeared:
+            yield appeared
     finally:
         lease.release()
 

@@ -25,7 +25,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import StoreError
 from trtbuild.store import counters
 from trtbuild.store.guard import mark_used, mark_wanted, publishing
-from trtbuild.store.location import prepare, root_of
+from trtbuild.store.location import is_offline, locate, prepare
 from trtbuild.store.publish import draft, explained, link_new, require_room, set_aside
 from trtbuild.store.reader import BlobLostError, digest_file, file_fault, read_file
 from trtbuild.store.record import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from trtbuild.store.publish import Draft
     from trtbuild.store.reader import Content
     from trtbuild.store.record import Record
 
@@ -66,32 +67,46 @@ class Incident(Value, frozen=True, kw_only=True):
 class Store:
     """A store in a folder; :meth:`open` makes one. Safe to share by threads and processes.
 
-    ``incidents`` collects what had to be set aside, each once.
+    ``incidents`` collects what had to be set aside, each once. ``uri`` is what opened it, so
+    that a child process can open the same, remote tiers included.
     """
 
     root: Path
+    uri: str = ""
     incidents: list[Incident] = field(default_factory=list)
 
     @classmethod
     def open(cls, uri: str) -> Store:
-        """Return the store at ``uri``, a folder; the empty string is the user's cache folder.
+        """Return the store at ``uri``: a folder, and remote tiers after it, joined by commas.
 
-        Makes the folder where it is missing, and removes what dead processes left in it.
+        The empty string is ``TRTBUILD_STORE``, and without it the user's cache folder. Makes
+        the folder where it is missing, and removes what dead processes left in it. No tier is
+        contacted yet; with ``TRTBUILD_OFFLINE`` none that needs the network ever is.
 
         Raises:
             StoreError: the folder cannot be used or must not be trusted.
+            UsageError: the URI of a tier is wrong.
         """
-        root = root_of(uri)
-        prepare(root)
-        store = cls(root=root)
-        with explained(root):
+        place = locate(uri)
+        prepare(place.root)
+        store = cls(root=place.root, uri=place.uri)
+        with explained(place.root):
             remove_orphans(store.top / "tmp")
-        return store
+        if not place.remotes:
+            return store
+        from trtbuild.store.tiered import add_tiers
+
+        return add_tiers(store, place.remotes, offline=is_offline())
 
     @property
     def top(self) -> Path:
         """The folder of this version's layout."""
         return self.root / "v1"
+
+    @property
+    def here(self) -> Store:
+        """The local store alone, without remote tiers."""
+        return self
 
     # Blobs
 
@@ -115,6 +130,29 @@ class Store:
             return self._put_blob(
                 name, iter(lambda: source.read(_CHUNK_BYTES), b""), size_bytes
             )
+
+    def put_expected(self, blob: Blob, chunks: Iterable[bytes]) -> str:
+        """Store bytes from elsewhere durably if they are ``blob``; else return what they are.
+
+        Raises:
+            StoreError: the store cannot be written; nothing is visible of the attempt.
+        """
+        with explained(self.root):
+            require_room(self.top, blob.bytes)
+            with draft(self.top / "tmp", chunks) as written:
+                if (written.sha256, written.size_bytes) != (blob.sha256, blob.bytes):
+                    return (
+                        f"it has {written.size_bytes} bytes with the digest {written.sha256}, "
+                        f"expected were {blob.bytes} with {blob.sha256}"
+                    )
+                self._publish(written, blob)
+        return ""
+
+    def has(self, blob: Blob) -> bool:
+        """Tell whether the blob is here by name and size; its bytes are not read."""
+        with explained(self.root):
+            content = file_fault(self.path(blob.sha256), blob.bytes)
+        return content is not None and not content.fault
 
     def read(self, sha256: str) -> bytes:
         """Return the blob's bytes, hashed in this process's memory.
@@ -203,6 +241,11 @@ class Store:
             if found:
                 yield found[0]
 
+    def kinds(self) -> list[str]:
+        """Return the kinds of which there are records, sorted."""
+        with explained(self.root):
+            return sorted(path.name for path in (self.top / "ac").iterdir() if path.is_dir())
+
     def keys(self, kind: str, prefix: str) -> list[str]:
         """Return the keys of a kind that begin with ``prefix`` (lower-case hex), sorted."""
         folder = self.top / "ac" / check_kind(kind)
@@ -227,7 +270,14 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def note(self, path: Path, reason: str) -> None:
+    @contextlib.contextmanager
+    def flight(
+        self, _kind: str, _key: str, _shape: type[object] = object
+    ) -> Iterator[Record | None]:
+        """Wait for our turn among hosts: a store without remote tiers has no others."""
+        yield None
+
+    def note(self, path: Path | str, reason: str) -> None:
         """Add an incident, unless it is known."""
         incident = Incident(path=str(path), reason=reason)
         if incident not in self.incidents:
@@ -243,16 +293,19 @@ class Store:
         with explained(self.root):
             require_room(self.top, size_bytes)
             with draft(self.top / "tmp", chunks) as written:
-                final = self.path(written.sha256)
                 blob = Blob(name=name, sha256=written.sha256, bytes=written.size_bytes)
-                for _ in range(_ATTEMPTS):
-                    if link_new(written.path, final, self.top):
-                        return blob
-                    with contextlib.suppress(BlobLostError, FileNotFoundError):
-                        with publishing(self.top):
-                            mark_wanted(final)
-                        self._verified(blob.sha256, digest_file(final, _ANY_SIZE))
-                        return blob
+                return self._publish(written, blob)
+
+    def _publish(self, written: Draft, blob: Blob) -> Blob:
+        final = self.path(blob.sha256)
+        for _ in range(_ATTEMPTS):
+            if link_new(written.path, final, self.top):
+                return blob
+            with contextlib.suppress(BlobLostError, FileNotFoundError):
+                with publishing(self.top):
+                    mark_wanted(final)
+                self._verified(blob.sha256, digest_file(final, _ANY_SIZE))
+                return blob
         raise self._contended(final)
 
     def _verified(self, sha256: str, content: Content | None) -> Content:

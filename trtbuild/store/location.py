@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from trtbuild.canonical import encode
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, explained, link_new, make_folders, sync_folders
 
+OFFLINE = "TRTBUILD_OFFLINE"
 STORE_VERSION = 1
 FOLDERS = ("cas/sha256", "ac", "lease", "tmp", "quarantine", "refs")
 
@@ -28,27 +30,43 @@ class _Version(msgspec.Struct, frozen=True):
     min_reader: int
 
 
-def root_of(uri: str) -> Path:
-    """Return the absolute folder that ``uri`` names.
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """What a store's URI says: the local folder, and the URIs of remote tiers in order."""
 
-    The empty string is what ``TRTBUILD_STORE`` names, and the user's cache folder without it.
+    uri: str
+    root: Path
+    remotes: tuple[str, ...]
 
-    Raises:
-        StoreError: it names a remote store.
+
+def locate(uri: str) -> Location:
+    """Return what ``uri`` says: a folder, remote tiers, or both, joined by commas.
+
+    The empty string is what ``TRTBUILD_STORE`` says. Without a folder at its beginning, the
+    store is in the user's cache folder.
     """
     uri = uri or os.environ.get("TRTBUILD_STORE", "")
-    if not uri:
-        return Path(platformdirs.user_cache_path("trtbuild", appauthor=False))
-    scheme = _SCHEME.fullmatch(uri)
-    if scheme and scheme[1].lower() == "file":
-        return Path(scheme[2]).absolute()
-    if scheme:
-        message = (
-            f"store {uri}: remote stores ({scheme[1]}://) are not in this version. "
-            "Give a folder with --store"
-        )
-        raise StoreError(message)
-    return Path(uri).expanduser().absolute()
+    first, *others = [part.strip() for part in uri.split(",") if part.strip()] or [""]
+    scheme = _SCHEME.fullmatch(first)
+    if scheme and scheme[1].lower() != "file":
+        return Location(uri=uri, root=_default_root(), remotes=(first, *others))
+    folder = scheme[2] if scheme else first
+    root = Path(folder).expanduser().absolute() if folder else _default_root()
+    return Location(uri=uri or str(root), root=root, remotes=tuple(others))
+
+
+def root_of(uri: str) -> Path:
+    """Return the absolute local folder of the store that ``uri`` names."""
+    return locate(uri).root
+
+
+def is_offline() -> bool:
+    """Tell whether ``TRTBUILD_OFFLINE`` forbids the network."""
+    return os.environ.get(OFFLINE, "").lower() not in ("", "0", "false", "no")
+
+
+def _default_root() -> Path:
+    return Path(platformdirs.user_cache_path("trtbuild", appauthor=False))
 
 
 def prepare(root: Path) -> None:

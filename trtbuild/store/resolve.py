@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from trtbuild.canonical import sha256_file
 from trtbuild.engine import Value
 from trtbuild.errors import StoreError, UsageError
-from trtbuild.store.record import make_record
+from trtbuild.store.record import is_digest, make_record
 
 if TYPE_CHECKING:
     from trtbuild.engine import Manifest
@@ -109,7 +109,10 @@ def _find_by_digits(store: Store, text: str) -> Record | None:
 
 
 def _digits(store: Store, text: str, *kinds: str) -> list[str]:
-    return [key for kind in kinds for key in store.keys(kind, text)]
+    found = [key for kind in kinds for key in store.keys(kind, text)]
+    if not found and is_digest(text):  # a remote tier may have it
+        found = [text for kind in kinds if store.get(kind, text) is not None]
+    return found
 
 
 def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:

@@ -1,0 +1,64 @@
+"""Servers that all tests of a process share; each test takes a prefix of its own."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.store.tiers import servers
+from trtbuild.store.tiers.address import read_address
+from trtbuild.store.tiers.connect import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.store.tiers.servers import Server
+    from trtbuild.store.tiers.tier import Tier
+
+KINDS = ("folder", "moto", "localbucket", "registry")
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+    monkeypatch.setenv("DOCKER_CONFIG", "/nonexistent")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("TRTBUILD_OFFLINE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def localbucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.localbucket(tmp_path_factory.mktemp("localbucket")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty tier of every kind, without options of policy."""
+    place = f"t{secrets.token_hex(6)}"
+    if request.param == "folder":
+        return f"file://{tmp_path_factory.mktemp('share')}?"
+    server: Server = request.getfixturevalue(request.param)
+    if request.param == "registry":
+        return f"oci://127.0.0.1:{server.port}/{place}/engines?"
+    return server.uri(place)
+
+
+@pytest.fixture
+def tier(uri: str) -> Tier:
+    return connect(read_address(uri))

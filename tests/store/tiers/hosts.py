@@ -1,0 +1,69 @@
+"""Several hosts that want one key: processes with a store each, and one tier between them.
+
+    hosts.py URI FOLDER HOSTS live|kill
+
+With ``kill``, the first host that builds is killed while it does. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.store.processes import append, fork, lines
+from trtbuild.canonical import digest
+from trtbuild.store import Store, make_record
+from trtbuild.store.lease import get_or_make
+from trtbuild.store.tiered import TieredStore
+
+if TYPE_CHECKING:
+    from trtbuild.store import Record
+
+KEY = digest("test", "key")
+TTL_S = 0.9
+
+
+def want(uri: str, folder: Path, number: int, how: str) -> None:
+    store = Store.open(f"{folder / str(number)},{uri}")
+    if not isinstance(store, TieredStore):
+        raise TypeError(uri)
+    store = replace(store, chain=replace(store.chain, ttl_s=TTL_S))
+
+    def build() -> Record:
+        first = not lines(folder / "builds")
+        append(folder / "builds", str(os.getpid()))
+        time.sleep(600.0 if how == "kill" and first else 2 * TTL_S)
+        blob = store.put_bytes("engine", os.urandom(100_000))
+        return make_record("engine", KEY, {}, {}, (blob,))
+
+    record, _ = get_or_make(store, "engine", KEY, build)
+    store.read(record.blobs[0].sha256)
+    append(folder / "engines", record.blobs[0].sha256)
+
+
+def main() -> None:
+    uri, text, hosts, how = sys.argv[1:]
+    folder = Path(text)
+    children = [fork(partial(want, uri, folder, number, how)) for number in range(int(hosts))]
+    if how == "kill":
+        while not lines(folder / "builds"):
+            time.sleep(0.01)
+        leader = int(lines(folder / "builds")[0])
+        os.kill(leader, signal.SIGKILL)
+        children.remove(leader)
+        os.waitpid(leader, 0)
+    failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    answer = {"builds": len(lines(folder / "builds")), "engines": lines(folder / "engines")}
+    print(json.dumps(answer))  # noqa: T201  a script's answer
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""``trtbuild cache push, pull, export, import``: engines from one store to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trtbuild.store import Record, Store
+    from trtbuild.store.tiers.tier import Tier
+
+TIER_HELP = (
+    "Folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
+    "oci://host/repository."
+)
+
+EnginesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ENGINE...", help="Digests, keys, or 6 or more of their first digits."
+    ),
+]
+AllOption = Annotated[
+    bool,
+    typer.Option("--all", help="Everything that other machines can use, not engines only."),
+]
+
+
+def push(  # noqa: PLR0913  one parameter per option is how Typer works
+    to: Annotated[str, typer.Option("--to", metavar="URI", help=TIER_HELP)],
+    engines: EnginesArgument = None,
+    store: StoreOption = "",
+    *,
+    everything: AllOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    _offline: OfflineOption = False,
+) -> None:
+    """Send engines, with their reports and statements, to a tier; what is there is skipped.
+
+    Run it again after an interruption: it goes on with what is missing.
+    """
+    from trtbuild.cli.output import print_json, speaker
+    from trtbuild.store import Store
+    from trtbuild.store.tiers.transfer import Sent
+    from trtbuild.store.tiers.transfer import push as send
+
+    opened = Store.open(store).here
+    tier = _tier(to)
+    records = _chosen(opened, engines or [], everything=everything)
+    progress = _Progress(speaker(quiet=quiet), f"push to {tier.uri}", _weight(records))
+    sent = Sent()
+    for record in records:
+        sent += send(tier, opened, record, progress.add)
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "to": tier.uri,
+                "records": len(records),
+                "objects_sent": sent.objects,
+                "objects_present": sent.present,
+                "bytes_sent": sent.bytes,
+            }
+        )
+    else:
+        typer.echo(
+            f"pushed {len(records)} records to {tier.uri}: {sent.objects} objects "
+            f"({_size(sent.bytes)}) sent, {sent.present} were there"
+        )
+    _warn(opened)
+
+
+def pull(
+    engine: Annotated[
+        str, typer.Argument(metavar="ENGINE", help="Digest or key, or 6 or more digits of it.")
+    ],
+    source: Annotated[str, typer.Option("--from", metavar="URI", help=TIER_HELP)],
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    _offline: OfflineOption = False,
+) -> None:
+    """Bring an engine, with its statements, from a tier; every byte is verified."""
+    from trtbuild.cli.output import print_json, speaker
+    from trtbuild.engine import Manifest
+    from trtbuild.store import Store
+    from trtbuild.store.tiers.remote import pull_engine
+
+    opened = Store.open(store).here
+    tier = _tier(source)
+    progress = _Progress(speaker(quiet=quiet), f"pull from {tier.uri}", 0)
+    record = pull_engine(tier, opened, engine, progress.add)
+    manifest = record.read(Manifest)
+    path = opened.path(manifest.sha256)
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "from": tier.uri,
+                "key": record.key,
+                "sha256": manifest.sha256,
+                "bytes": manifest.bytes,
+                "path": str(path),
+            }
+        )
+    else:
+        typer.echo(f"pulled engine {manifest.sha256} ({_size(manifest.bytes)}) to {path}")
+    _warn(opened)
+
+
+def export(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.tar", help="Write it here.")
+    ],
+    engines: EnginesArgument = None,
+    store: StoreOption = "",
+    *,
+    everything: AllOption = False,
+    json: JsonOption = False,
+    _offline: OfflineOption = False,
+) -> None:
+    """Write engines, with their reports and statements, to one file (an OCI image layout)."""
+    from trtbuild.cli.output import prepare, print_json, writing
+    from trtbuild.store import Store
+    from trtbuild.store.tiers.bundle import write_bundle
+
+    opened = Store.open(store).here
+    records = _chosen(opened, engines or [], everything=everything)
+    prepare(out, "--out")
+    with writing(out, "--out"):
+        size_bytes = write_bundle(opened, records, out)
+    if json:
+        print_json(
+            {"schema": 1, "path": str(out), "records": len(records), "bytes": size_bytes}
+        )
+    else:
+        typer.echo(f"exported {len(records)} records to {out} ({_size(size_bytes)})")
+    _warn(opened)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar", help="What export wrote.")],
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+    _offline: OfflineOption = False,
+) -> None:
+    """Bring everything in an exported file to the store; every byte is verified."""
+    from trtbuild.cli.output import print_json
+    from trtbuild.store import Store
+    from trtbuild.store.tiers.bundle import read_bundle
+
+    opened = Store.open(store).here
+    records = read_bundle(opened, file)
+    engines = [record for record in records if record.kind == "engine"]
+    if json:
+        keys = [{"kind": record.kind, "key": record.key} for record in records]
+        print_json({"schema": 1, "path": str(file), "records": keys})
+    else:
+        typer.echo(f"imported {len(records)} records from {file}, {len(engines)} engines:")
+        for record in engines:
+            typer.echo(f"  {record.blobs[0].sha256}  key {record.key[:12]}")
+    _warn(opened)
+
+
+def remote_engines(uri: str) -> tuple[str, list[Record]]:
+    """Return the name of a tier and the records of the engines in it, newest first."""
+    from trtbuild.store.tiers.remote import engines_of
+
+    tier = _tier(uri)
+    found = engines_of(tier)
+    return tier.uri, sorted(found, key=lambda record: record.created, reverse=True)
+
+
+class _Progress:
+    """Counts bytes and says them."""
+
+    def __init__(self, say: Callable[[str], None], what: str, total_bytes: int) -> None:
+        self._say, self._what, self._total, self._done = say, what, total_bytes, 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        done, total = round(self._done / 1e6), round(self._total / 1e6)
+        of = f" of {max(total, done)}" if self._total else ""
+        self._say(f"{self._what}: {done}{of} MB")
+
+
+def _tier(uri: str) -> Tier:
+    from trtbuild.errors import UsageError
+    from trtbuild.store.location import is_offline
+    from trtbuild.store.tiers.address import read_address
+    from trtbuild.store.tiers.connect import connect
+
+    address = read_address(uri)
+    if is_offline() and address.is_network:
+        raise UsageError(f"{address.shown}: needs the network, which --offline forbids")
+    return connect(address)
+
+
+def _chosen(store: Store, engines: list[str], *, everything: bool) -> list[Record]:
+    from trtbuild.errors import UsageError
+    from trtbuild.store.tiers.remote import all_records, records_of
+
+    if bool(engines) == everything:
+        raise UsageError("name engines ('trtbuild cache ls' lists them), or give --all")
+    return all_records(store) if everything else records_of(store, engines)
+
+
+def _weight(records: list[Record]) -> int:
+    return sum(blob.bytes for record in records for blob in record.blobs)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _warn(store: Store) -> None:
+    for incident in store.incidents:
+        typer.echo(f"warning: {incident.path}: {incident.reason}", err=True)

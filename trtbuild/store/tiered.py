@@ -1,0 +1,92 @@
+"""A store with remote tiers behind it: the same store, that also asks and tells others."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtbuild.errors import StoreError
+from trtbuild.store.local import Store
+from trtbuild.store.tiers.address import read_address
+from trtbuild.store.tiers.chain import Chain, Link
+from trtbuild.store.tiers.names import travels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trtbuild.store.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieredStore(Store):
+    """A local store whose misses are looked up in ``chain``, and whose results go there."""
+
+    chain: Chain
+
+    @property
+    def here(self) -> Store:
+        """The local store alone."""
+        return Store(root=self.root, uri=self.uri, incidents=self.incidents)
+
+    def get(self, kind: str, key: str, shape: type[object] = object) -> Record | None:
+        """Return the record of ``key``, brought here from a remote tier if it must be.
+
+        Raises:
+            StoreError: the store cannot be read, or a tier fails whose policy is to fail.
+        """
+        found = super().get(kind, key, shape)
+        if found is None and travels(kind) and self.chain.fetch(self.here, kind, key):
+            found = super().get(kind, key, shape)
+        return found
+
+    def put(self, record: Record) -> Record:
+        """Store ``record`` here and in the tiers that are written; return what is stored.
+
+        The first writer wins, among hosts too. Where a tier fails, the record is stored here
+        all the same before that is raised.
+
+        Raises:
+            StoreError: the store cannot be written, or a tier fails whose policy is to fail.
+        """
+        known = super().get(record.kind, record.key) if travels(record.kind) else record
+        if known is not None:
+            return super().put(record)
+        try:
+            agreed = self.chain.publish(self.here, record)
+        except StoreError:
+            super().put(record)
+            raise
+        return super().put(agreed)
+
+    @contextlib.contextmanager
+    def flight(
+        self, kind: str, key: str, shape: type[object] = object
+    ) -> Iterator[Record | None]:
+        """Wait for our turn among hosts; see :func:`trtbuild.store.lease.flight`."""
+        if not travels(kind):
+            yield None
+            return
+        with self.chain.flight(
+            self.here, kind, key, lambda: self.get(kind, key, shape)
+        ) as appeared:
+            yield appeared
+
+
+def add_tiers(store: Store, remotes: tuple[str, ...], *, offline: bool) -> Store:
+    """Return ``store`` with the tiers that URIs name behind it; nothing is contacted yet.
+
+    With ``offline``, those that need the network are left out.
+
+    Raises:
+        UsageError: a URI is wrong.
+    """
+    addresses = [read_address(uri) for uri in remotes]
+    links = tuple(
+        Link(address=address) for address in addresses if not (offline and address.is_network)
+    )
+    if not links:
+        return store
+    return TieredStore(
+        root=store.root, uri=store.uri, incidents=store.incidents, chain=Chain(links=links)
+    )

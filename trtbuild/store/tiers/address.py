@@ -1,0 +1,121 @@
+"""What a tier's URI says: ``s3://bucket/prefix?write=yes&on_error=warn``.
+
+=============================  =============================================================
+``/mnt/share``, ``file:///…``  a folder that several machines mount
+``s3://bucket/prefix``         S3 and what speaks it; ``endpoint=http://…``, ``region=…``
+``gs://bucket/prefix``         Google Cloud Storage
+``az://container/prefix``      Azure Blob Storage
+``oci://host[:port]/name``     an OCI registry; ``http=yes`` without TLS
+=============================  =============================================================
+
+All take ``write=yes|no`` (default no) and ``on_error=fail|warn`` (what happens when the tier
+cannot answer; default: fail where it is written and in CI, else warn).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from trtbuild.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMES = ("file", "s3", "gs", "az", "oci")
+_OF_ALL = {"write": ("yes", "no"), "on_error": ("fail", "warn")}
+_OF_SCHEME: dict[str, tuple[str, ...]] = {
+    "s3": ("endpoint", "region"),
+    "oci": ("http",),
+}
+_CHOICES = _OF_ALL | {"http": ("yes", "no")}
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """One tier: ``place`` is its URI or folder without options, ``shown`` is for people."""
+
+    scheme: str
+    place: str
+    options: Mapping[str, str]
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return self.place
+
+    @property
+    def write(self) -> bool:
+        """Whether this machine writes to it."""
+        return self.options.get("write") == "yes"
+
+    @property
+    def is_network(self) -> bool:
+        """Whether asking it opens a socket."""
+        return self.scheme != "file"
+
+    @property
+    def fails(self) -> bool:
+        """Whether a question that it cannot answer ends the run."""
+        return self.options.get("on_error", "fail" if in_ci() else "warn") == "fail"
+
+    @property
+    def write_fails(self) -> bool:
+        """Whether a result that it does not take ends the run."""
+        return self.options.get("on_error", "fail") == "fail"
+
+
+def in_ci() -> bool:
+    """Tell whether this is a CI job: nobody reads its warnings."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")
+
+
+def read_address(uri: str) -> Address:
+    """Return what a tier's URI says.
+
+    Raises:
+        UsageError: the scheme or an option is unknown, or a password is in it.
+    """
+    found = _SCHEME.fullmatch(uri)
+    scheme = found[1].lower() if found else "file"
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"store {uri}: no tier is called {scheme}://. Give a folder, s3://, gs://, az:// "
+            f"or oci://"
+        )
+    body, _, query = uri.partition("?")
+    options = _options(uri, scheme, query)
+    if scheme == "file":
+        path = Path(unquote(found[2].partition("?")[0]) if found else body)
+        return Address(scheme=scheme, place=str(path.expanduser().absolute()), options=options)
+    parts = urlsplit(body)
+    if "@" in parts.netloc:
+        raise UsageError(
+            f"store {scheme}://…@{parts.netloc.rpartition('@')[2]}: a URI is in logs and "
+            f"process lists: give credentials by the environment or docker login"
+        )
+    if not parts.netloc or parts.fragment:
+        raise UsageError(f"store {uri}: expected {scheme}://NAME/PREFIX")
+    return Address(
+        scheme=scheme, place=f"{scheme}://{body[len(scheme) + 3 :]}", options=options
+    )
+
+
+def _options(uri: str, scheme: str, query: str) -> dict[str, str]:
+    known = (*_OF_ALL, *_OF_SCHEME.get(scheme, ()))
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known or name in options:
+            raise UsageError(
+                f"store {uri}: option {name!r}: expected, once each, {', '.join(known)}"
+            )
+        choices = _CHOICES.get(name)
+        if choices and value not in choices:
+            raise UsageError(f"store {uri}: {name}={value}: expected {' or '.join(choices)}")
+        options[name] = value
+    return options

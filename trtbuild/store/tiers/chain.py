@@ -1,0 +1,210 @@
+"""All remote tiers of a store, nearest first: read-through, write-through, single flight.
+
+Asking a tier ends as a hit, a miss or an error, counted apart. An error is never taken for a
+miss in silence: it ends the run, or becomes an incident that every report shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from trtbuild.store import counters
+from trtbuild.store.record import encode_record
+from trtbuild.store.tiers import transfer
+from trtbuild.store.tiers.connect import connect
+from trtbuild.store.tiers.lease import TTL_S, Turn, take_turn
+from trtbuild.store.tiers.names import lease_name
+from trtbuild.store.tiers.tier import TierError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trtbuild.store.local import Store
+    from trtbuild.store.record import Record
+    from trtbuild.store.tiers.address import Address
+    from trtbuild.store.tiers.tier import Tier
+
+T = TypeVar("T")
+
+_ERRORS = 3
+_ERRORS_WITHIN_S = 30.0
+_PAUSE_S = 60.0
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """How asking a tier ended, in this process."""
+
+    hits: int = 0
+    misses: int = 0
+    errors: int = 0
+
+
+@dataclass(kw_only=True)
+class Link:
+    """One tier with its policy, its outcomes and its circuit breaker.
+
+    After three errors in half a minute it is not asked for a minute: a run whose tier is down
+    must not wait for it at every stage.
+    """
+
+    address: Address
+    counts: Counts = field(default_factory=Counts)
+    _tier: Tier | None = None
+    _errors: deque[float] = field(default_factory=lambda: deque(maxlen=_ERRORS))
+    _resumes: float = 0.0
+
+    @property
+    def tier(self) -> Tier:
+        """The tier, connected at the first question.
+
+        Raises:
+            TierError: its configuration cannot be used.
+        """
+        if self._tier is None:
+            self._tier = connect(self.address)
+        return self._tier
+
+    def answered(
+        self, store: Store, kind: str, work: Callable[[], T], *, fails: bool
+    ) -> T | None:
+        """Return what ``work`` returns, or None and an incident where the tier fails.
+
+        Raises:
+            TierError: it fails, and ``fails`` is set.
+        """
+        try:
+            self._require_closed()
+            return work()
+        except TierError as error:
+            self._failed()
+            self.count(store, kind, "error")
+            if fails:
+                raise
+            store.note(self.address.shown, f"error, gone on without this tier: {error}")
+            return None
+
+    def count(self, store: Store, kind: str, outcome: counters.Outcome) -> None:
+        """Count how asking ended, for 'trtbuild cache stats' too."""
+        tally = counters.Tally(tier=self.address.shown, kind=kind, outcome=outcome, count=1)
+        counters.count(store, tally)
+
+    def _require_closed(self) -> None:
+        if time.monotonic() < self._resumes:
+            raise TierError(
+                f"{self.address.shown}: not asked: it failed {_ERRORS} times in a row. It is "
+                f"asked again after {_PAUSE_S:.0f} s"
+            )
+
+    def _failed(self) -> None:
+        self.counts.errors += 1
+        now = time.monotonic()
+        if now < self._resumes:
+            return
+        self._errors.append(now)
+        if len(self._errors) == _ERRORS and now - self._errors[0] < _ERRORS_WITHIN_S:
+            self._resumes = now + _PAUSE_S
+            self._errors.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """The remote tiers of a store, in the order in which they are asked."""
+
+    links: tuple[Link, ...]
+    ttl_s: float = TTL_S
+
+    def fetch(self, store: Store, kind: str, key: str) -> bool:
+        """Bring a record from the nearest tier that has it to ``store`` and nearer tiers.
+
+        Raises:
+            TierError: a tier fails, and its policy is to fail.
+        """
+        for index, link in enumerate(self.links):
+            work = partial(_pull, link, store, kind, key)
+            found = link.answered(store, kind, work, fails=link.address.fails)
+            if found:
+                link.counts.hits += 1
+                self._brought(store, kind, key, index)
+                return True
+            if found is not None:
+                link.counts.misses += 1
+                link.count(store, kind, "miss")
+        return False
+
+    def publish(self, store: Store, record: Record) -> Record:
+        """Send a record to all tiers that this machine writes; return the one that is there.
+
+        Where another host was first, its record is brought to ``store`` and is everybody's.
+
+        Raises:
+            TierError: a tier fails, and its policy is to fail.
+        """
+        for link in self._writable():
+            work = partial(_agreed, link, store, record)
+            agreed = link.answered(store, record.kind, work, fails=link.address.write_fails)
+            record = agreed or record
+        return record
+
+    @contextlib.contextmanager
+    def flight(
+        self, store: Store, kind: str, key: str, appeared: Callable[[], Record | None]
+    ) -> Iterator[Record | None]:
+        """Wait for our turn on ``key`` among hosts; yield None to who must make it."""
+        turn: Turn | None = None
+        able = [link for link in self._writable() if link.address.scheme != "oci"]
+        for link in able[:1]:
+            work = partial(self._turn, link, lease_name(kind, key), appeared)
+            turn = link.answered(store, kind, work, fails=link.address.write_fails)
+        turn = turn or Turn()
+        try:
+            yield turn.record
+        finally:
+            turn.release()
+
+    def _brought(self, store: Store, kind: str, key: str, index: int) -> None:
+        """Count what tier ``index`` had, and send it to nearer tiers that are written."""
+        record = store.get(kind, key)
+        if record is None:
+            return
+        shown = self.links[index].address.shown
+        counters.count_record(store, record, found=True, tier=shown)
+        for link in self.links[:index]:
+            if link.address.write:
+                work = partial(_push, link, store, record)
+                link.answered(store, kind, work, fails=link.address.write_fails)
+
+    def _turn(self, link: Link, name: str, appeared: Callable[[], Record | None]) -> Turn:
+        return take_turn(link.tier, name, appeared, self.ttl_s)
+
+    def _writable(self) -> tuple[Link, ...]:
+        return tuple(link for link in self.links if link.address.write)
+
+
+def _pull(link: Link, store: Store, kind: str, key: str) -> bool:
+    return transfer.pull(link.tier, store, kind, key)
+
+
+def _push(link: Link, store: Store, record: Record) -> None:
+    transfer.push(link.tier, store, record)
+
+
+def _agreed(link: Link, store: Store, record: Record) -> Record:
+    """Send ``record``; return it, or the record that another host had put there first."""
+    tier = link.tier
+    if transfer.push(tier, store, record).won:
+        return record
+    winner = transfer.fetch_record(tier, record.kind, record.key)
+    if winner is None or encode_record(winner) == encode_record(record):
+        return record
+    if not transfer.pull(tier, store, record.kind, record.key):
+        raise TierError(
+            f"{tier.uri}: its {record.kind} record {record.key[:12]} names a blob that is lost "
+            f"there. Delete that record there; this machine keeps its own"
+        )
+    return winner

@@ -1,0 +1,157 @@
+"""A tier in a folder that several machines mount; needs nothing but links, so NFS will do.
+
+Leases are numbered files: who links the next number first has it. No lock is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtbuild.errors import StoreError
+from trtbuild.store.publish import draft, link_new, sync_folders
+from trtbuild.store.tiers.tier import PART_BYTES, TierError, Version, bounded, too_large
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trtbuild.store.tiers.tier import Upload
+
+_KEPT_NUMBERS = 8
+"""Old lease files that stay: one who was slow must find its number taken."""
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderTier:
+    """Objects are files below ``root``, readable as the user's umask has it."""
+
+    root: Path
+    has_leases: bool = True
+
+    @property
+    def uri(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    def get(self, name: str, limit_bytes: int) -> Iterator[bytes] | None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with self._explained(), contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self._existing(name), flags)
+            if os.fstat(descriptor).st_size > limit_bytes:
+                os.close(descriptor)
+                raise too_large(self.uri, name, limit_bytes)
+            return bounded(self.uri, name, self._chunks(descriptor), limit_bytes)
+        return None
+
+    def size(self, name: str) -> int | None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        with self._explained(), contextlib.suppress(FileNotFoundError):
+            return self._existing(name).lstat().st_size
+        return None
+
+    def put_new(self, upload: Upload) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        final = self.root / upload.name
+        with self._explained():
+            self._make(self.root / "v1" / "tmp")
+            self._make(final.parent)
+            with draft(self.root / "v1" / "tmp", _chunks_of(upload)) as written:
+                return link_new(written.path, final, self.root)
+
+    def names(self, prefix: str) -> list[str]:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        folder = self.root / prefix[: prefix.rfind("/") + 1]
+        with self._explained():
+            self._existing("")
+            files = [
+                Path(where, name).relative_to(self.root).as_posix()
+                for where, _, names in os.walk(folder)
+                for name in names
+            ]
+        return sorted(name for name in files if name.startswith(prefix))
+
+    def peek(self, name: str) -> Version | None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        with self._explained():
+            numbers = self._numbers(name)
+            for number in reversed(numbers):
+                with contextlib.suppress(FileNotFoundError):
+                    data = self._numbered(name, number).read_bytes()
+                    return Version(data=data, tag=str(number))
+        return None
+
+    def swap(self, name: str, data: bytes, seen: Version | None) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        mine = int(seen.tag) + 1 if seen else 1
+        final = self._numbered(name, mine)
+        with self._explained():
+            self._make(self.root / "v1" / "tmp")
+            self._make(final.parent)
+            with draft(self.root / "v1" / "tmp", [data]) as written:
+                if not link_new(written.path, final, self.root):
+                    return False
+            numbers = self._numbers(name)
+            for number in numbers[:-_KEPT_NUMBERS]:
+                self._numbered(name, number).unlink(missing_ok=True)
+        return max(numbers, default=mine) == mine
+
+    def _existing(self, name: str) -> Path:
+        """Return the path of an object; a share that is not mounted holds nothing, wrongly."""
+        if not self.root.is_dir():
+            raise TierError(
+                f"{self.uri}: no such folder: is the share mounted? Mount it, make the folder, "
+                f"or take it out of --store"
+            )
+        return self.root / name
+
+    def _make(self, folder: Path) -> None:
+        self._existing("")
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folders(folder, self.root)
+
+    def _numbered(self, name: str, number: int) -> Path:
+        return self.root / f"{name}.{number:09d}"
+
+    def _numbers(self, name: str) -> list[int]:
+        place = self._existing(name)
+        found = place.parent.glob(f"{place.name}.*") if place.parent.is_dir() else ()
+        suffixes = (path.suffix[1:] for path in found)
+        return sorted(int(suffix) for suffix in suffixes if suffix.isdigit())
+
+    def _chunks(self, descriptor: int) -> Iterator[bytes]:
+        with self._explained(), os.fdopen(descriptor, "rb", buffering=0) as file:
+            while chunk := file.read(_READ_BYTES):
+                yield chunk
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise TierError(
+                f"{self.uri}: {error.strerror or error} ({error.filename or self.root}). Check "
+                f"that file system and your rights in it, or take it out of --store"
+            ) from error
+        except TierError:
+            raise
+        except StoreError as error:
+            raise TierError(f"{self.uri}: {error}") from error
+
+
+def _chunks_of(upload: Upload) -> Iterator[bytes]:
+    if isinstance(upload.source, bytes):
+        upload.sent(len(upload.source))
+        yield upload.source
+        return
+    with upload.source.open("rb", buffering=0) as file:
+        while chunk := file.read(PART_BYTES):
+            upload.sent(len(chunk))
+            yield chunk

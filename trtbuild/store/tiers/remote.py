@@ -1,0 +1,107 @@
+"""What a command moves: an engine with what belongs to it, or everything that travels."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from trtbuild.errors import UsageError
+from trtbuild.store.resolve import Plan, find_engine
+from trtbuild.store.tiers.names import records_prefix, travels
+from trtbuild.store.tiers.tier import TierError
+from trtbuild.store.tiers.transfer import fetch_record, pull, pull_statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trtbuild.store.local import Store
+    from trtbuild.store.record import Record
+    from trtbuild.store.tiers.tier import Tier
+
+_DIGITS = re.compile(r"[0-9a-f]{6,64}")
+_NAMED_BY = ("report",)
+"""Kinds whose key says which engine they are about."""
+
+
+def records_of(store: Store, engines: list[str]) -> list[Record]:
+    """Return the records of engines, what makes them findable, and reports about them.
+
+    Raises:
+        UsageError: a name is nobody's, or more than one engine's.
+    """
+    found: dict[tuple[str, str], Record] = {}
+    for text in engines:
+        engine = find_engine(store, text)
+        sha256 = engine.blobs[0].sha256
+        plan = store.get("plan", sha256)
+        about = [
+            record
+            for kind in _NAMED_BY
+            for record in store.records(kind)
+            if sha256.encode() in bytes(record.preimage)
+        ]
+        for record in (engine, *([plan] if plan else []), *about):
+            found[record.kind, record.key] = record
+    return list(found.values())
+
+
+def all_records(store: Store) -> list[Record]:
+    """Return every record of the store that travels."""
+    kinds = [kind for kind in store.kinds() if travels(kind)]
+    return [record for kind in kinds for record in store.records(kind)]
+
+
+def engines_of(tier: Tier) -> list[Record]:
+    """Return the records of all engines in a tier; their blobs are not looked at."""
+    found = []
+    for name in tier.names(records_prefix("engine")):
+        record = fetch_record(tier, "engine", name.rpartition("/")[2])
+        if record is not None:
+            found.append(record)
+    return found
+
+
+def pull_engine(tier: Tier, store: Store, text: str, sent: Callable[[int], None]) -> Record:
+    """Bring the engine that ``text`` names to ``store``: its record, bytes and statements.
+
+    Raises:
+        UsageError: ``text`` names nothing there, or more than one engine.
+        TierError: the tier cannot tell, or sends something else.
+    """
+    if not _DIGITS.fullmatch(text):
+        raise UsageError(f"{text!r}: expected a digest or key, or 6 or more digits of one")
+    keys = {_engine_of(tier, sha256) for sha256 in _matching(tier, "plan", text)}
+    keys |= set(_matching(tier, "engine", text))
+    if not keys:
+        raise UsageError(
+            f"{text!r} names no engine in {tier.uri}: 'trtbuild cache ls --from' lists those "
+            f"that it has"
+        )
+    if len(keys) > 1:
+        names = ", ".join(sorted(key[:12] for key in keys))
+        raise UsageError(f"{text!r} names more than one engine: {names}. Give more digits")
+    key = keys.pop()
+    known = store.get("engine", key)
+    if known is None and not pull(tier, store, "engine", key, sent):
+        raise TierError(f"{tier.uri}: engine {key[:12]} is not whole there. Push it again")
+    record = store.get("engine", key)
+    if record is None:
+        raise TierError(f"{tier.uri}: engine {key[:12]} was pulled and is gone. Run it again")
+    if known is not None:
+        pull_statements(tier, store, record)
+    for blob in record.blobs:
+        pull(tier, store, "plan", blob.sha256)
+    return record
+
+
+def _matching(tier: Tier, kind: str, digits: str) -> list[str]:
+    return [name.rpartition("/")[2] for name in tier.names(records_prefix(kind, digits))]
+
+
+def _engine_of(tier: Tier, sha256: str) -> str:
+    plan = fetch_record(tier, "plan", sha256)
+    if plan is None:
+        raise TierError(
+            f"{tier.uri}: plan {sha256[:12]} is listed there and absent. Run it again"
+        )
+    return plan.read(Plan).engine_key
