@@ -85,7 +85,7 @@ def test_without_write_nothing_goes_to_a_tier(uri: str, tmp_path: Path) -> None:
 
 def test_what_names_local_paths_stays_on_its_machine(uri: str, tmp_path: Path) -> None:
     first = host(tmp_path / "first", uri, "&write=yes")
-    first.put(make_record("memo", KEY, {}, {"path": "/home/me"}))
+    first.put(make_record("memo", KEY, {}, {"path": "/srv/model.onnx"}))
     assert connect(read_address(uri)).size(record_name("memo", KEY)) is None
     assert host(tmp_path / "second", uri).get("memo", KEY) is None
 
