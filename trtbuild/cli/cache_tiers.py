@@ -90,7 +90,6 @@ def pull(
 ) -> None:
     """Bring an engine, with its statements, from a tier; every byte is verified."""
     from trtbuild.cli.output import print_json, speaker
-    from trtbuild.engine import Manifest
     from trtbuild.store import Store
     from trtbuild.store.tiers.remote import pull_engine
 
@@ -98,21 +97,21 @@ def pull(
     tier = _tier(source)
     progress = _Progress(speaker(quiet=quiet), f"pull from {tier.uri}", 0)
     record = pull_engine(tier, opened, engine, progress.add)
-    manifest = record.read(Manifest)
-    path = opened.path(manifest.sha256)
+    plan = record.blobs[0]
+    path = opened.path(plan.sha256)
     if json:
         print_json(
             {
                 "schema": 1,
                 "from": tier.uri,
                 "key": record.key,
-                "sha256": manifest.sha256,
-                "bytes": manifest.bytes,
+                "sha256": plan.sha256,
+                "bytes": plan.bytes,
                 "path": str(path),
             }
         )
     else:
-        typer.echo(f"pulled engine {manifest.sha256} ({_size(manifest.bytes)}) to {path}")
+        typer.echo(f"pulled engine {plan.sha256} ({_size(plan.bytes)}) to {path}")
     _warn(opened)
 
 
