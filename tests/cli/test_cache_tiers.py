@@ -1,0 +1,89 @@
+"""``trtbuild cache push, pull, export, import`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.store.engines import engine_key, put_engine
+from trtbuild.store import Store
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "from trtbuild.cli import main; main()"
+
+
+def run(*arguments: object, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if offline:
+        environment["TRTBUILD_OFFLINE"] = "1"
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, "cache", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store.open(str(tmp_path / "store"))
+    put_engine(made, engine_key("sm_89", 3), b"engine" * 100)
+    return made
+
+
+def test_push_and_pull_move_an_engine_and_skip_what_is_there(
+    store: Store, tmp_path: Path
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    sha256 = store.keys("plan", "")[0]
+    first = run("push", sha256[:12], "--to", share, "--store", store.root)
+    assert first.returncode == 0, first.stderr
+    assert "3 objects" in first.stdout
+    again = run("push", "--all", "--to", share, "--store", store.root, "--json", "--quiet")
+    document = json.loads(again.stdout)
+    assert (document["objects_sent"], document["objects_present"]) == (0, 3)
+    listed = run("ls", "--from", share, "--store", store.root, "--json")
+    assert [each["sha256"] for each in json.loads(listed.stdout)["engines"]] == [sha256]
+    pulled = run("pull", sha256[:8], "--from", share, "--store", tmp_path / "b", "--json")
+    assert pulled.returncode == 0, pulled.stderr
+    assert Path(json.loads(pulled.stdout)["path"]).read_bytes() == b"engine" * 100
+
+
+def test_export_and_import_move_an_engine_in_one_file(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "engines.tar"
+    done = run("export", "--all", "--out", file, "--store", store.root, offline=True)
+    assert done.returncode == 0, done.stderr
+    done = run("import", file, "--store", tmp_path / "b", "--json", "--offline")
+    assert done.returncode == 0, done.stderr
+    kinds = [record["kind"] for record in json.loads(done.stdout)["records"]]
+    assert kinds == ["engine", "plan"]
+    assert Store.open(str(tmp_path / "b")).read(store.keys("plan", "")[0]) == b"engine" * 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["push", "--to", "/nowhere/share"], 2, "name engines"),
+        (["push", "--all", "--to", "/nowhere/share"], 6, "no such folder"),
+        (["push", "--all", "--to", "ftp://host/x"], 2, "no tier is called"),
+        (["push", "--all", "--to", "s3://b/x", "--offline"], 2, "needs the network"),
+        (["pull", "abc", "--from", "/nowhere"], 2, "6 or more digits"),
+        (["import", "/nowhere/file.tar"], 2, "no archive"),
+        (["ls", "--from", "/nowhere/share"], 6, "no such folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_its_exit_code(
+    store: Store, arguments: list[str], code: int, said: str
+) -> None:
+    done = run(*arguments, "--store", store.root)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
