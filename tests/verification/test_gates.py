@@ -174,3 +174,13 @@ def test_speedup_is_gated_where_it_was_measured() -> None:
     absent = judged("min_speedup", gates, GOOD)
     assert absent.skipped
     assert absent.detail == "no GPU here"
+
+
+def test_layers_that_could_not_be_read_skip_the_gate_with_their_reason() -> None:
+    for precision in ("int8", "int4", "fp32"):
+        unread = replace(
+            GOOD, precision_requested=precision, precision_achieved={}, unread="no JSON"
+        )
+        result = judged("precision_achieved", Gates(), unread)
+        assert (result.skipped, result.passed, result.value) == (True, True, None)
+        assert result.detail == "the engine's layers could not be read: no JSON"

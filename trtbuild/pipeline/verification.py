@@ -244,6 +244,7 @@ def verification(
         precision_requested=manifest.precision_requested,
         precision_achieved=manifest.layers.precision_achieved,
         weights_packed=manifest.layers.weights_packed,
+        unread=manifest.layers.unread,
     )
     return Verification(
         measured_on=measured_on(built),

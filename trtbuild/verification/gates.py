@@ -22,7 +22,8 @@ class Evidence(Value, frozen=True, kw_only=True):
 
     ``metric`` is ``None`` where the data defines none, ``outputs`` empty where there was no
     evaluation data, ``speedup`` ``None`` where no latency was measured; ``no_latency`` then
-    says why. ``precision_achieved`` counts compute layers by the type that they compute in.
+    says why. ``precision_achieved`` counts compute layers by the type that they compute in;
+    ``unread`` is why the layers could not be read, so that nothing is counted.
     ``throttled`` is why a measured latency does not count.
     """
 
@@ -33,6 +34,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     precision_requested: str
     precision_achieved: dict[str, int]
     weights_packed: dict[str, int] = msgspec.field(default_factory=dict)
+    unread: str = ""
     throttled: str = ""
 
 
@@ -50,8 +52,8 @@ def judge(gates: Gates, evidence: Evidence) -> tuple[GateResult, ...]:
     would settle it. ``min_speedup`` passes when the measured ratio of medians is at least the
     limit, with the same rule of certainty.
 
-    A gate of the recipe that cannot be measured is skipped, with the reason. Without a gate on
-    accuracy nothing is gated on accuracy, and the engine passes.
+    A gate that cannot be measured is skipped, with the reason: it says nothing of the engine.
+    Without a gate on accuracy nothing is gated on accuracy, and the engine passes.
     """
     results = [_finite_outputs(evidence), _precision_achieved(evidence)]
     if gates.max_drop is not None:
@@ -97,6 +99,9 @@ def _finite_outputs(evidence: Evidence) -> GateResult:
 
 def _precision_achieved(evidence: Evidence) -> GateResult:
     asked = evidence.precision_requested
+    if evidence.unread:
+        reason = f"the engine's layers could not be read: {evidence.unread}"
+        return _skipped("precision_achieved", 1, reason)
     if asked in PACKED:
         return _weights_packed(asked, evidence)
     total = sum(evidence.precision_achieved.values())
