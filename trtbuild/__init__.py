@@ -57,7 +57,7 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     *,
     contexts: int = 0,
     cuda_graphs: bool = True,
-    warmup: int = 1,
+    warmup: int = 3,
     weight_budget_mib: int = 0,
     allow_host_code: bool = False,
     device: int = -1,
@@ -68,10 +68,11 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     runtime. Safe to share by threads; close it with ``close()`` or ``with``.
 
     ``contexts`` is how many calls run at once (0: what the backend takes for right), ``warmup``
-    how often each context runs in every profile before this returns. ``cuda_graphs`` lets a GPU
-    replay whole calls. ``weight_budget_mib`` is device memory for an engine that streams its
-    weights (0: chosen by TensorRT). ``allow_host_code`` lets a version-compatible engine bring
-    its own runtime. ``device`` is a GPU's number (-1: the first that the engine is for).
+    how often each context runs in the ``opt`` shapes of every profile before this returns; a
+    CUDA graph is captured in the third run, so that the first caller gets one. ``cuda_graphs``
+    lets a GPU replay whole calls. ``weight_budget_mib`` is device memory for an engine that
+    streams its weights (0: chosen by TensorRT). ``allow_host_code`` lets a version-compatible
+    engine bring its own runtime. ``device`` is a GPU's number (-1: the first that fits).
 
     Raises:
         TrtbuildError: the engine is unknown, damaged, or not for this machine.

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import trtbuild
 from tests.runtime import simulated
 from trtbuild.backends.session import SessionOptions
+from trtbuild.engine import ShapeRange
 from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
+from trtbuild.runtime import warmup
 
 if TYPE_CHECKING:
     from tests.runtime.simulated import Array
@@ -167,6 +171,22 @@ def test_warm_up_runs_every_context_before_the_first_call(device: simulated.Devi
         opened.warm_up({"x": rows(2)}, 2)
         assert device.executions == 6
         assert 'contexts{backend="tensorrt",arch="sm_90"} 3' in opened.metrics()
+
+
+def test_the_first_callers_of_every_profile_get_graphs_by_default(
+    device: simulated.Device,
+) -> None:
+    profiles = tuple(
+        (ShapeRange(input="x", min=(1, 4), opt=(opt, 4), max=(64, 4)),) for opt in (2, 64)
+    )
+    default = inspect.signature(trtbuild.load).parameters["warmup"].default
+    assert default == warmup.RUNS
+    with session(device) as opened:
+        warmup.warm_up(opened, profiles, default)
+        assert opened.stats.value("graph_captures") == 4  # two contexts, two profiles
+        for count in (2, 64):
+            opened.run({"x": rows(count)})
+        assert opened.stats.value("graph_launches") == 2
 
 
 def test_contexts_stop_where_memory_ends(device: simulated.Device) -> None:

@@ -22,7 +22,7 @@ def load(
     store: str = "",
     *,
     options: SessionOptions = DEFAULT,
-    warmup_runs: int = 1,
+    warmup_runs: int = warmup.RUNS,
 ) -> LoadedSession:
     """Return a session of an engine; its ``run`` is safe to call from many threads.
 

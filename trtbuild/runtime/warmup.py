@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from trtbuild.backends.session import LoadedSession
     from trtbuild.engine import ShapeRange, TensorSpec
 
+RUNS = 3
+"""How often each context runs by default: the third use of a shape captures its CUDA graph
+(:mod:`trtbuild.backends.trt_context`)."""
+
 
 def warm_up(
     session: LoadedSession, profiles: tuple[tuple[ShapeRange, ...], ...], runs: int
 ) -> None:
     """Run every context ``runs`` times for each profile; a model that refuses zeros may.
 
+    The largest inputs come first: a buffer that grows drops the graphs that hold its address.
     Kernels are loaded, memory is taken and CUDA graphs are captured here and not in a
     caller's first request. A refusal is counted (``warm_up_failures``), not raised.
     """
-    for feeds in samples(session.inputs, profiles):
+    found = samples(session.inputs, profiles)
+    for feeds in sorted(found, key=_bytes, reverse=True):
         _warm_up(session, feeds, runs)
 
 
@@ -51,6 +57,10 @@ def samples(
         if len(known) == len(inputs) and all(spec.dtype != "bfloat16" for spec in inputs):
             found.append({s.name: np.zeros(known[s.name], s.dtype) for s in inputs})
     return found
+
+
+def _bytes(feeds: Mapping[str, npt.NDArray[Any]]) -> int:
+    return sum(array.nbytes for array in feeds.values())
 
 
 def _static(spec: TensorSpec) -> tuple[int, ...] | None:
