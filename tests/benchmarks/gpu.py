@@ -5,7 +5,8 @@
 Says first what is missing here, runs the rest. Everything takes turns in one contest
 (docs/decisions/0015-latency.md): trtbuild's runtime with CUDA graphs and without, TensorRT of
 the same engine through Polygraphy, ``torch.compile``, ONNX Runtime's CUDA provider. All get
-host arrays and give host arrays. INT8 has no counterpart in the last two: their best is FP16.
+host arrays and give host arrays. INT8 has no counterpart in the last two, which run in FP16
+then: the model's ``half()``, and trtbuild's own FP16 network.
 """
 
 from __future__ import annotations

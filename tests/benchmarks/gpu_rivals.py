@@ -6,7 +6,11 @@ import importlib.metadata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.pipeline.partial import Part, export
+from trtbuild.graph.model import load_model, save_model
+from trtbuild.pipeline.cast import cast
+from trtbuild.pipeline.context import working
+from trtbuild.pipeline.simplify import optimized
+from trtbuild.pipeline.source import export_source, open_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -49,16 +53,28 @@ class Rivals:
     precision: str
     missing: list[str] = field(default_factory=list)
 
+    def graph(self, folder: Path) -> Path:
+        """Write the model for ONNX Runtime: as exported, or trtbuild's own FP16 network.
+
+        FP16 for every precision but FP32, as the rivals have no INT8; inputs stay as they are.
+        """
+        with working(self.recipe, self.store, lambda _: None) as context:
+            data = open_data(context)
+            graph = export_source(context, data).graph
+            if self.precision != "fp32":
+                graph = cast(context, optimized(context, graph), data, "fp16").graph
+            return save_model(load_model(graph.path), folder / "rival.onnx").path
+
     def open(
         self, engine: bytes, backend: str, folder: Path, stack: ExitStack
     ) -> dict[str, Rival]:
         """Return those that work here, by name."""
-        part = Part(recipe=self.recipe, store=self.store, say=lambda _: None)
-        graph = export(part, folder / "rival.onnx").graph.path
+        graph = self.graph(folder)
         half = self.precision != "fp32"
+        kind = "fp16" if half else "fp32"
         makers: dict[str, Callable[[], Rival]] = {
-            f"torch.compile {'fp16' if half else 'fp32'}": lambda: self._torch(half=half),
-            "ONNX Runtime CUDA fp32": lambda: _ort(graph),
+            f"torch.compile {kind}": lambda: self._torch(half=half),
+            f"ONNX Runtime CUDA {kind}": lambda: _ort(graph),
         }
         if backend == "tensorrt":
             makers["Polygraphy, same engine"] = lambda: _polygraphy(engine, stack)
