@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from trtbuild.graph import Graph
 
 LIMITS = Limits(build_seconds=120)
+LONG = 60_000
+"""A chain of so many nodes takes a backend many seconds, and no memory to speak of."""
 
 
 @pytest.mark.rtx
@@ -75,29 +76,30 @@ def test_a_build_that_takes_too_long_is_killed_and_says_at_what(tmp_path: Path) 
 
 
 def test_a_build_that_hangs_is_killed(tmp_path: Path) -> None:
-    graph = graphs.residual(tmp_path / "m.onnx", None)
-    graph.path.unlink()
-    os.mkfifo(graph.path)
+    graph = _line_of_nodes(tmp_path / "m.onnx", LONG)
     wish = building.request(graph, building.ORT, tmp_path / "engine")
-    with pytest.raises(BuildError, match="did not end within 2 s and was killed"):
-        build_isolated(wish, Limits(build_seconds=2))
+    with pytest.raises(BuildError, match="did not end within 1 s and was killed"):
+        build_isolated(wish, Limits(build_seconds=1))
 
 
 INTERRUPTED = """
-import os, sys
-import time
+import sys
 from pathlib import Path
 from tests.backends import building
 from trtbuild.graph.model import read_graph
 graph = read_graph(Path(sys.argv[1]))
-graph.path.unlink()
-os.mkfifo(graph.path)
 building.build(graph, building.ORT, graph.path.with_name("engine"))
 """
 
 
 def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _descendants(pid: int) -> list[int]:
+    """A sandbox is a process, and the first of its own, between a caller and a builder."""
+    found = _children(pid)
+    return [*found, *(below for child in found for below in _descendants(child))]
 
 
 def _is_alive(pid: int) -> bool:
@@ -111,21 +113,22 @@ def _is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_no_builder_outlives_its_caller(end: signal.Signals, tmp_path: Path) -> None:
-    graph = graphs.residual(tmp_path / "m.onnx", None)
+    graph = _line_of_nodes(tmp_path / "m.onnx", LONG)
     command = [sys.executable, "-c", INTERRUPTED, str(graph.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as caller:
         while not any(tmp_path.glob(".build-*/progress")):
             assert caller.poll() is None
             time.sleep(0.05)
-        (builder,) = _children(caller.pid)
+        builders = _descendants(caller.pid)
+        assert builders
         caller.send_signal(end)
         caller.communicate(timeout=60)
     assert caller.returncode != 0
     for _ in range(100):
-        if not _is_alive(builder):
+        if not any(map(_is_alive, builders)):
             break
         time.sleep(0.05)
-    assert not _is_alive(builder)
+    assert not any(map(_is_alive, builders))
     if end == signal.SIGINT:
         assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 

@@ -15,12 +15,22 @@ from onnx import helper
 
 from tests.backends import graphs
 from trtbuild.backends import staging
-from trtbuild.errors import BuildError
+from trtbuild.errors import BuildError, SourceError
+from trtbuild.graph import Graph
+from trtbuild.graph.model import read_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 WEIGHT = "conv_0_w"
+
+
+def graph_of(path: Path) -> Graph:
+    """Return the graph in a file, or one without a digest where nobody could read it."""
+    try:
+        return read_graph(path)
+    except SourceError:
+        return Graph(path=path, sha256="0" * 64, inputs=(), outputs=())
 
 
 def external(folder: Path, location: str) -> Path:
@@ -40,7 +50,7 @@ def test_data_beside_the_model_is_copied(tmp_path: Path) -> None:
     path = external(tmp_path / "a", "weights/conv.bin")
     (tmp_path / "a" / "weights").mkdir()
     (tmp_path / "a" / "weights" / "conv.bin").write_bytes(data())
-    staged = staging.stage(path, tmp_path / "staged")
+    staged = staging.stage(graph_of(path), tmp_path / "staged")
     model = onnx.load(staged.path)
     (weight,) = [t for t in model.graph.initializer if t.name == WEIGHT]
     assert weight.raw_data == data()
@@ -53,7 +63,7 @@ def test_a_link_inside_of_the_folder_is_followed(tmp_path: Path) -> None:
     path = external(tmp_path / "a", "link.bin")
     (tmp_path / "a" / "real.bin").write_bytes(data())
     (tmp_path / "a" / "link.bin").symlink_to("real.bin")
-    staged = staging.stage(path, tmp_path / "staged")
+    staged = staging.stage(graph_of(path), tmp_path / "staged")
     assert (staged.path.parent / "data_0").read_bytes() == data()
     assert not (staged.path.parent / "data_0").is_symlink()
 
@@ -118,7 +128,7 @@ def test_data_from_elsewhere_is_refused(
     location = make(folder, secret)
     graphs.move_outside(path, {WEIGHT: (location, len(data()))})
     with pytest.raises(BuildError, match=words) as caught:
-        staging.stage(path, tmp_path / "staged")
+        staging.stage(graph_of(path), tmp_path / "staged")
     assert str(path) in str(caught.value)
     assert not any((tmp_path / "staged").iterdir())
 
@@ -131,7 +141,7 @@ def test_two_locations_for_one_tensor_are_refused(tmp_path: Path) -> None:
     weight.external_data.add(key="location", value="../secret.bin")
     onnx.save(model, path)
     with pytest.raises(BuildError, match="names one key twice"):
-        staging.stage(path, tmp_path / "staged")
+        staging.stage(graph_of(path), tmp_path / "staged")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"not a model", b"\x08\x08\x12\xff"])
@@ -139,12 +149,30 @@ def test_a_file_that_is_no_model_is_refused(content: bytes, tmp_path: Path) -> N
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     with pytest.raises(BuildError, match=r"m\.onnx: "):
-        staging.stage(path, tmp_path / "staged")
+        staging.stage(graph_of(path), tmp_path / "staged")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="No such file"):
-        staging.stage(tmp_path / "m.onnx", tmp_path / "staged")
+        staging.stage(graph_of(tmp_path / "m.onnx"), tmp_path / "staged")
+
+
+def test_a_model_that_is_not_the_one_of_the_key_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path / "a", "w.bin")
+    (tmp_path / "a" / "w.bin").write_bytes(data())
+    graph = read_graph(path)
+    staging.stage(graph, tmp_path / "same")
+    (tmp_path / "a" / "w.bin").write_bytes(data()[::-1])
+    with pytest.raises(BuildError, match="changed while it was built"):
+        staging.stage(graph, tmp_path / "other")
+
+
+def test_a_pipe_in_the_models_place_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match="not a regular file"):
+        staging.read(tmp_path / "m.onnx")
+    with pytest.raises(SourceError, match="not a regular file"):
+        read_graph(tmp_path / "m.onnx")
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,7 +184,7 @@ def test_names_become_unique_and_can_be_read_back(
 ) -> None:
     folder = tmp_path_factory.mktemp("names")
     graph = graphs.chain(folder / "m.onnx", names)
-    staged = staging.stage(graph.path, folder / "staged")
+    staged = staging.stage(graph, folder / "staged")
     written = [node.name for node in onnx.load(staged.path).graph.node]
     assert len(set(written)) == len(names)
     assert all(name.isascii() and name.isidentifier() for name in written)
@@ -181,6 +209,6 @@ def test_nodes_of_subgraphs_are_renamed_too(tmp_path: Path) -> None:
     ]
     graph = helper.make_graph([choice], "g", inputs, [value])
     onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
-    staged = staging.stage(tmp_path / "m.onnx", tmp_path / "staged")
+    staged = staging.stage(graph_of(tmp_path / "m.onnx"), tmp_path / "staged")
     assert [node.operator for node in staged.nodes.values()] == ["If", "Abs", "Neg"]
     assert {node.name for node in staged.nodes.values()} == {"same"}

@@ -36,7 +36,7 @@ def test_the_inspector_tells_the_compute_layers_that_the_builder_logged(
     built: tuple[Graph, BuildRecord, bytes], tmp_path: Path
 ) -> None:
     graph, record, plan = built
-    staged = staging.stage(graph.path, tmp_path / "staged")
+    staged = staging.stage(graph, tmp_path / "staged")
     found = api("tensorrt-rtx")
     runtime = found.trt.Runtime(found.logger)
     engine = runtime.deserialize_cuda_engine(plan)

@@ -300,7 +300,7 @@ def build(request: BuildRequest, settings: Mapping[str, Setting]) -> BuildRecord
     profiles.check_complete(graph, request.profiles)
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=request.out.parent) as folder:
         PROGRESS.debug("reading the model")
-        staged = staging.stage(graph.path, Path(folder) / "model")
+        staged = staging.stage(graph, Path(folder) / "model")
         messages = api(request.target.backend).messages
         messages.follow(staged)
         this = _Build(request, settings)

@@ -2,7 +2,7 @@
 
 It starts itself again once, because the stack of a process takes its size when a program
 starts: TensorRT's parser recurses once per node of a chain and dies of 3,000 nodes on 8 MiB.
-The second start sets the memory limit, builds, and leaves its outcome in ``outcome.json``
+The second start sets the limits, builds, and leaves its outcome in ``outcome.json``
 beside the job. What it is doing at any moment stands in ``progress`` there, for the case that
 it dies.
 """
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 _AGAIN = "--with-raised-stack"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FILE_BYTES = 64 << 30
+"""The largest engine that was met has 14 GB."""
+
+_OPEN_FILES = 4096
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -48,9 +52,7 @@ def main(arguments: list[str]) -> int:
         os.execv(sys.executable, command)  # noqa: S606  our own interpreter and arguments
     job = decode_job(path.read_bytes())
     _die_with_parent(job.parent_pid)
-    if job.memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (job.memory_bytes, job.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(job)
     _follow_progress(path.with_name("progress"))
     outcome = _build(job)
     path.with_name("outcome.json").write_bytes(encode(outcome))
@@ -78,6 +80,22 @@ def _build(job: Job) -> Outcome:
     return Success(record=record)
 
 
+def _limit(job: Job) -> None:
+    """Bound what the build may use; a limit that is lower already stays."""
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: job.processor_s,
+        resource.RLIMIT_FSIZE: _FILE_BYTES,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+    }
+    if job.memory_bytes:
+        wanted[resource.RLIMIT_AS] = job.memory_bytes
+    for name, value in wanted.items():
+        _, hard = resource.getrlimit(name)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(name, (bound, bound))
+
+
 def _raise_stack() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
@@ -86,7 +104,7 @@ def _raise_stack() -> None:
 def _die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when the one that waits for it is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:
+    if parent and os.getppid() != parent:
         sys.exit(1)
 
 

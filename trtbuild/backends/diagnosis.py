@@ -30,6 +30,8 @@ MEMORY_WORDS = (
 _LAST_LINES = 5
 
 _REMEDIES = {
+    "SIGXCPU": "it used all processors for all of its time: raise [limits] build_seconds",
+    "SIGXFSZ": "the engine is larger than 64 GiB, or than this user may write (ulimit -f)",
     "SIGFPE": "an integer division by a constant 0 does this: look for Div and Mod",
     "SIGSEGV": (
         "a very long chain of nodes or a malformed node does this: run onnx.checker on the "

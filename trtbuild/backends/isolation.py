@@ -1,7 +1,8 @@
 """Builds in a child process, because libraries crash, hang and take all memory.
 
-The child gets a private folder, a minimal environment, a raised stack, a memory limit and a
-wall-clock limit. What it prints is kept in part; how it dies becomes an error with a remedy.
+The child gets a private folder, a minimal environment, a raised stack, resource limits and a
+wall-clock limit, and a sandbox where one works (:mod:`trtbuild.backends.sandbox`). What it
+prints is kept in part; how it dies becomes an error with a remedy.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import diagnosis
+from trtbuild.backends import diagnosis, sandbox
 from trtbuild.backends.job import (
     Failure,
     Job,
@@ -50,6 +51,8 @@ _ENVIRONMENT = (
 """What the child inherits; a variable that a library reads and that is not here has no
 effect."""
 
+_CHILD = [sys.executable, "-m", "trtbuild.backends.child"]
+
 _KEPT_OUTPUT_BYTES = 64 << 10
 _READ_BYTES = 64 << 10
 _WATCH_S = 1.0
@@ -70,7 +73,8 @@ def build_isolated(
 
     Raises:
         BuildError: the model cannot be built, or the builder crashed, hung, or ran out of
-        memory.
+            memory.
+        MissingBackendError: a sandbox is required, and none works here.
         TrtbuildError: any other error that the backend raised, with its own class.
     """
     parent = request.out.parent.resolve()
@@ -78,13 +82,17 @@ def build_isolated(
         folder = Path(name)
         engine = folder / "engine"
         graph = msgspec.structs.replace(request.graph, path=request.graph.path.resolve())
+        confined_by = sandbox.chosen().program
         job = Job(
             request=msgspec.structs.replace(request, graph=graph, out=engine),
             memory_bytes=(limits.build_memory_mib or 0) * _MIB,
-            parent_pid=os.getpid(),
+            processor_s=limits.build_seconds * (os.cpu_count() or 1),
+            # A sandbox has processes of its own, and dies with its parent by itself.
+            parent_pid=0 if confined_by else os.getpid(),
         )
         (folder / "job.json").write_bytes(encode(job))
-        death = _run(folder, limits.build_seconds, watch)
+        prefix = _prefix(confined_by, job.request, folder)
+        death = _run([*prefix, *_CHILD], folder, limits.build_seconds, watch)
         outcome = _outcome(folder)
         if death is not None and not isinstance(outcome, Success):
             raise BuildError(diagnosis.of_death(request, limits, death))
@@ -110,16 +118,28 @@ def _outcome(folder: Path) -> Outcome | None:
         return None
 
 
-def _run(folder: Path, seconds: int, watch: Callable[[str], None]) -> diagnosis.Death | None:
+def _prefix(program: str, request: BuildRequest, folder: Path) -> list[str]:
+    """Return the words that confine the build to what it needs; none without a program."""
+    if not program:
+        return []
+    writable = [folder]
+    if request.timing_cache is not None:  # builds share it, with a lock beside it
+        writable.append(request.timing_cache.parent.resolve())
+    return sandbox.confined(program, (request.graph.path.parent, *request.plugins), writable)
+
+
+def _run(
+    command: list[str], folder: Path, seconds: int, watch: Callable[[str], None]
+) -> diagnosis.Death | None:
     """Run the child to its end and return how it died, or ``None`` when it ended well."""
-    command = [sys.executable, "-m", "trtbuild.backends.child", str(folder / "job.json")]
+    confined = command != _CHILD
     child = subprocess.Popen(  # noqa: S603  our own interpreter and arguments
-        command,
+        [*command, str(folder / "job.json")],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=folder,
-        env=_environment(folder),
+        env=_environment(folder) | ({"HOME": str(folder)} if confined else {}),
         start_new_session=True,
     )
     try:
@@ -135,7 +155,7 @@ def _run(folder: Path, seconds: int, watch: Callable[[str], None]) -> diagnosis.
     if in_time and child.returncode == 0:
         return None
     return diagnosis.Death(
-        returncode=child.returncode,
+        returncode=sandbox.returncode(child.returncode) if confined else child.returncode,
         timed_out=not in_time,
         doing=_doing(folder),
         output=output.decode(errors="replace"),

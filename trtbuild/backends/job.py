@@ -35,11 +35,14 @@ class BuildRequest(Value, frozen=True, kw_only=True):
 class Job(Value, frozen=True, kw_only=True):
     """A request and the limits that the child sets on itself before it imports a library.
 
-    ``memory_bytes`` bounds the address space, 0 for no bound.
+    ``memory_bytes`` bounds the address space, 0 for no bound: CUDA reserves far more of it
+    than it uses. ``processor_s`` bounds the time on all cores together. ``parent_pid`` is 0
+    where something else ends the child with its parent.
     """
 
     request: BuildRequest
     memory_bytes: int
+    processor_s: int
     parent_pid: int
 
 

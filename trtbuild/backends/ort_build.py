@@ -48,7 +48,7 @@ def build(
     profiles.check(graph, ranges)
     with tempfile.TemporaryDirectory(prefix=".stage-", dir=out.parent) as folder:
         PROGRESS.debug("reading the model")
-        staged = staging.stage(graph.path, Path(folder) / "model", _PROTOBUF_LIMIT_BYTES)
+        staged = staging.stage(graph, Path(folder) / "model", _PROTOBUF_LIMIT_BYTES)
         PROGRESS.debug("optimizing the graph")
         session = _optimize(graph, staged, out)
     PROGRESS.debug("reading the optimized graph back")

@@ -21,11 +21,13 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 
 from trtbuild.errors import BuildError
-from trtbuild.graph.content import subgraphs, tensors
+from trtbuild.graph.content import content_digest, open_regular, subgraphs, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from trtbuild.graph import Graph
 
 _COPY_BYTES = 8 << 20
 _STAGED_NAME = re.compile(r"onnx_node_(\d+)(?!\d)")
@@ -66,7 +68,8 @@ def read(path: Path) -> onnx.ModelProto:
         BuildError: the file is no ONNX model.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        with open_regular(path) as file:
+            model = onnx.load_model_from_string(file.read())
     except DecodeError as error:
         message = (
             f"{path}: not an ONNX model, or a truncated one ({error}): export or copy it again"
@@ -81,16 +84,31 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def stage(path: Path, folder: Path, limit_bytes: int = sys.maxsize) -> Staged:
-    """Copy the model in ``path`` and its external data into the new private ``folder``.
+def stage(graph: Graph, folder: Path, limit_bytes: int = sys.maxsize) -> Staged:
+    """Copy the model of ``graph`` and its external data into the new private ``folder``.
+
+    What was copied is hashed and compared with the digest that the graph, hence the key of the
+    engine, was made of: a file that changed since then builds nothing.
 
     Raises:
-        BuildError: the model cannot be read, is larger than ``limit_bytes`` in all, or its data
-            lies outside of its folder, is no regular file, or is a hard link to one elsewhere.
+        BuildError: the model cannot be read, is larger than ``limit_bytes`` in all, is not the
+            one that ``graph`` describes, or its data lies outside of its folder, is no regular
+            file, or is a hard link to one elsewhere.
+        SourceError: a tensor's data is missing or not of its size.
     """
+    path = graph.path
     model = read(path)
     folder.mkdir(mode=0o700)
     _Copies(path, folder, limit_bytes - path.stat().st_size).copy_all(model)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    sha256 = content_digest(copied, folder / "model.onnx")
+    if sha256 != graph.sha256:
+        message = (
+            f"{path}: the model or its data changed while it was built: its digest is "
+            f"{sha256[:12]}, expected {graph.sha256[:12]}. Run the command again"
+        )
+        raise BuildError(message)
     nodes = {}
     for index, node in enumerate(all_nodes(model)):
         staged_name = f"onnx_node_{index}"
@@ -195,8 +213,7 @@ class _Copies:
         try:
             resolved = (folder / location).resolve(strict=True)
             if resolved.is_relative_to(folder):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                return os.open(resolved, flags)
+                return _open_below(folder, resolved.relative_to(folder).parts)
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
             reason = getattr(error, "strerror", None) or error
             raise self._error(
@@ -209,6 +226,25 @@ class _Copies:
             f"is a link that leaves the model's folder (to {resolved}): copy the file in its "
             "place",
         )
+
+
+def _open_below(folder: Path, parts: tuple[str, ...]) -> int:
+    """Open a file for reading, one part of its path after the other, following no link.
+
+    So a folder that becomes a link after its path was resolved is refused as well.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    place = os.open(folder, flags | os.O_DIRECTORY)
+    for part in parts[:-1]:
+        try:
+            below = os.open(part, flags | os.O_DIRECTORY, dir_fd=place)
+        finally:
+            os.close(place)
+        place = below
+    try:
+        return os.open(parts[-1], flags | os.O_NONBLOCK, dir_fd=place)
+    finally:
+        os.close(place)
 
 
 def _private(path: str, flags: int) -> int:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from trtbuild.backends import processor
+from trtbuild.backends import processor, sandbox
 from trtbuild.engine import Value
 from trtbuild.errors import TrtbuildError
 from trtbuild.store import location
@@ -170,7 +170,25 @@ def machine_checks() -> tuple[Check, ...]:
     if processor.saturates(arch):
         detail += "; no VNNI: int8 weights are kept to 7 bits"
     cpu = Check(group="machine", name="processor", state="ok", version=arch, detail=detail)
-    return python, cpu, _memory()
+    return python, cpu, _memory(), sandbox_check()
+
+
+def sandbox_check() -> Check:
+    """Return whether builds are confined here; without a sandbox they have limits only."""
+    try:
+        found = sandbox.chosen()
+    except TrtbuildError as error:
+        return Check(group="machine", name="sandbox", state="broken", detail=str(error))
+    if found.program:
+        detail = f"builds are confined by {found.program}: no network, nothing else to write to"
+        return Check(group="machine", name="sandbox", state="ok", detail=detail)
+    return Check(
+        group="machine",
+        name="sandbox",
+        state="missing",
+        detail=f"builds have resource limits only: {found.reason}",
+        remedy=found.remedy,
+    )
 
 
 def _cores() -> int:

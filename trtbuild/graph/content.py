@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import os
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -58,6 +61,23 @@ def content_digest(proto: onnx.ModelProto, path: Path) -> str:
         _clear_nodes(function.node)
     serialized = proto.SerializeToString(deterministic=True)
     return hashlib.sha256(b"trtbuild/graph/v1\n" + serialized).hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; one that is none never keeps us waiting.
+
+    Raises:
+        OSError: it cannot be opened, or is a FIFO, a device or a folder.
+    """
+    stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  the caller closes it
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return stream
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def external_locations(proto: onnx.ModelProto) -> tuple[str, ...]:
@@ -203,8 +223,8 @@ def _external_digest(tensor: onnx.TensorProto, path: Path, size_bytes: int) -> b
 def _file_digest(file: Path, offset: int, length: int, what: str) -> bytes:
     total = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            size = file.stat().st_size
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             if offset + length > size:
                 raise SourceError(
                     f"{what} needs bytes {offset} to {offset + length}, but the file has "

@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import SourceError
 from trtbuild.graph import Graph
-from trtbuild.graph.content import content_digest, external_locations
+from trtbuild.graph.content import content_digest, external_locations, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,8 @@ def node_names(model: ir.Model) -> None:
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise SourceError(
             f"{path}: cannot read the ONNX file: {error.strerror}. Give the path of a file"

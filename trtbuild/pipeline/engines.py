@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import trtbuild
-from trtbuild.backends import backend
+from trtbuild.backends import backend, sandbox
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.job import BuildRequest
 from trtbuild.engine import EngineKey, Manifest, ShapeRange
@@ -118,7 +118,8 @@ def build_engine(
         module = backend(planned.target.backend)
         module.preflight(graph, planned.target, precision)
         name = f"build {planned.target} {precision}"
-        context.say(name)
+        confined = sandbox.chosen()
+        context.say(name if confined.program else f"{name} (no sandbox: {confined.reason})")
         plugins = libraries(context.store, planned)
         expected_s = seconds_before(context.store, context.recipe.name, planned, precision)
         with context.store.scratch() as folder:
