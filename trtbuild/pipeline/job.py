@@ -16,7 +16,6 @@ from trtbuild.pipeline.building import with_pinned
 from trtbuild.pipeline.recall import question_of, recall
 from trtbuild.pipeline.targets import Plan, Planned, plan_targets
 from trtbuild.recipe import recipe_from_json
-from trtbuild.runtime.load import preflight
 from trtbuild.store import Store, find_engine
 from trtbuild.store.counters import Tally, count
 
@@ -100,6 +99,8 @@ def verify_engine(
     cannot_run = runtime(target.backend).cannot_run(target)
     fingerprint = manifest.preimage.fingerprint
     if not cannot_run:
+        from trtbuild.runtime.load import preflight
+
         preflight(manifest)
         # Its baseline is built by what is installed here, and must say so.
         fingerprint = backend(target.backend).fingerprint(target)
