@@ -277,6 +277,9 @@ class Store:
         """Wait for our turn among hosts: a store without remote tiers has no others."""
         yield None
 
+    def share(self, record: Record) -> None:
+        """Send what came to a record after it was stored, statements, to remote tiers."""
+
     def note(self, path: Path | str, reason: str) -> None:
         """Add an incident, unless it is known."""
         incident = Incident(path=str(path), reason=reason)

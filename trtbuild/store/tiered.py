@@ -59,6 +59,14 @@ class TieredStore(Store):
             raise
         return super().put(agreed)
 
+    def share(self, record: Record) -> None:
+        """Send statements that were made after ``record`` to the tiers that are written.
+
+        Raises:
+            StoreError: a tier fails whose policy is to fail.
+        """
+        self.chain.share(self.here, record)
+
     @contextlib.contextmanager
     def flight(
         self, kind: str, key: str, shape: type[object] = object

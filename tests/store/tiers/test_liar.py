@@ -19,7 +19,7 @@ from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.names import blob_name, record_name
 from trtbuild.store.tiers.oci import tag_of
-from trtbuild.store.tiers.tier import TierError, Upload
+from trtbuild.store.tiers.tier import TierError, Upload, read_small
 from trtbuild.store.tiers.transfer import push
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.store.tiers.liar import Liar
+    from tests.store.tiers.servers import Server
 
 KEY = digest("test", "key")
 DATA = bytes(range(256)) * 64
@@ -93,6 +94,17 @@ def test_whatever_a_server_does_no_bad_byte_is_stored_and_no_error_is_a_miss(
     store = Store.open(f"{tmp_path / 'last'},{uri}")
     assert store.get("engine", KEY) is not None
     assert statements(store, SHA256) == (b"signed",)
+
+
+def test_a_registry_whose_storage_is_damaged_is_found_out(
+    registry: Server, tmp_path: Path
+) -> None:
+    with lying(registry.port) as server:
+        uri = uri_of("oci", server)
+        filled(tmp_path / "first", uri)
+        server.where, server.fault = "/blobs/", "flip a bit"
+        with pytest.raises(TierError, match="not those of their digest"):
+            read_small(connect(read_address(uri)), record_name("engine", KEY), 1 << 20)
 
 
 def test_an_old_tag_that_names_another_record_is_refused(

@@ -67,6 +67,16 @@ def test_what_one_host_made_another_reads_with_its_statements(uri: str, tmp_path
     assert (counts(second).hits, counts(second).misses, counts(second).errors) == (1, 1, 0)
 
 
+def test_a_statement_that_came_later_is_shared(uri: str, tmp_path: Path) -> None:
+    first = host(tmp_path / "first", uri, "&write=yes")
+    made = first.put(record_of(first, b"engine"))
+    put_statement(first, made.blobs[0].sha256, b"promoted")
+    first.share(made)
+    second = host(tmp_path / "second", uri)
+    assert second.get("engine", KEY) == made
+    assert statements(second, made.blobs[0].sha256) == (b"promoted",)
+
+
 def test_an_engine_is_found_by_its_digest_where_only_the_tier_has_it(
     uri: str, tmp_path: Path
 ) -> None:

@@ -151,6 +151,12 @@ class Chain:
             record = agreed or record
         return record
 
+    def share(self, store: Store, record: Record) -> None:
+        """Send what a record has here and a tier lacks to all that this machine writes."""
+        for link in self._writable():
+            work = partial(_push, link, store, record)
+            link.answered(store, record.kind, work, fails=link.address.write_fails)
+
     @contextlib.contextmanager
     def flight(
         self, store: Store, kind: str, key: str, appeared: Callable[[], Record | None]
