@@ -25,6 +25,7 @@ from trtbuild.store.tiered import TieredStore
 from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.names import blob_name, lease_name, record_name
+from trtbuild.store.tiers.remote import engines_of
 from trtbuild.store.tiers.tier import Upload
 from trtbuild.store.tiers.transfer import pull, push
 
@@ -169,6 +170,19 @@ def test_a_changed_blob_is_an_error_and_nothing_of_it_is_stored(
     strict = host(tmp_path / "third", uri, "&on_error=fail")
     with pytest.raises(StoreError, match="not to be used"):
         strict.get("engine", KEY)
+
+
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_files_with_other_names_in_a_tier_are_passed_over(uri: str, tmp_path: Path) -> None:
+    first = host(tmp_path / "first", uri, "&write=yes")
+    made = first.put(record_of(first, b"engine"))
+    share = Path(uri.removeprefix("file://").rstrip("?"))
+    sha256 = made.blobs[0].sha256
+    for name in (f"v1/att/{sha256}/.nfs01", f"v1/ac/engine/{KEY[:2]}/notes.txt"):
+        (share / name).parent.mkdir(parents=True, exist_ok=True)
+        (share / name).write_bytes(b"x")
+    assert host(tmp_path / "second", uri).get("engine", KEY) == made
+    assert engines_of(connect(read_address(uri))) == [made]
 
 
 @pytest.mark.parametrize("uri", ["folder"], indirect=True)

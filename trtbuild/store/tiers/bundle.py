@@ -19,7 +19,7 @@ import msgspec
 
 from trtbuild.canonical import encode
 from trtbuild.errors import UsageError
-from trtbuild.store.record import check_digest, check_kind, encode_record
+from trtbuild.store.record import check_digest, encode_record
 from trtbuild.store.statements import statements
 from trtbuild.store.tiers import package, transfer
 from trtbuild.store.tiers.names import record_name, statement_name
@@ -39,7 +39,7 @@ _BLOBS = "blobs/sha256/"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_MEMBERS = 1_000_000
 _REFERENCE = "org.opencontainers.image.ref.name"
-_RECORD = re.compile(r"v1/ac/([a-z0-9-]+)/([0-9a-f]{2})/([0-9a-f]{64})")
+_RECORD = re.compile(r"v1/ac/([a-z][a-z0-9-]{0,31})/([0-9a-f]{2})/([0-9a-f]{64})")
 
 
 class _Index(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -261,8 +261,6 @@ def _manifests(
     for manifest in index.manifests:
         name = manifest.annotations.get(_REFERENCE, "")
         match = _RECORD.fullmatch(name)
-        if match:
-            check_kind(match[1])
         if name in found or (match and record_name(match[1], match[3]) != name):
             raise TierError(f"{path}: index.json: {name!r} is wrong or there twice: not used")
         found[name] = manifest

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from trtbuild.errors import UsageError
+from trtbuild.store.record import is_digest
 from trtbuild.store.resolve import Plan, find_engine
 from trtbuild.store.tiers.names import records_prefix, travels
 from trtbuild.store.tiers.tier import TierError
@@ -54,8 +55,8 @@ def all_records(store: Store) -> list[Record]:
 def engines_of(tier: Tier) -> list[Record]:
     """Return the records of all engines in a tier; their blobs are not looked at."""
     found = []
-    for name in tier.names(records_prefix("engine")):
-        record = fetch_record(tier, "engine", name.rpartition("/")[2])
+    for key in _matching(tier, "engine", ""):
+        record = fetch_record(tier, "engine", key)
         if record is not None:
             found.append(record)
     return found
@@ -95,7 +96,8 @@ def pull_engine(tier: Tier, store: Store, text: str, sent: Callable[[int], None]
 
 
 def _matching(tier: Tier, kind: str, digits: str) -> list[str]:
-    return [name.rpartition("/")[2] for name in tier.names(records_prefix(kind, digits))]
+    found = (name.rpartition("/")[2] for name in tier.names(records_prefix(kind, digits)))
+    return [key for key in found if is_digest(key)]
 
 
 def _engine_of(tier: Tier, sha256: str) -> str:

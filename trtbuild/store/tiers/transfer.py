@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from trtbuild.errors import StoreError
 from trtbuild.store.reader import BlobLostError
-from trtbuild.store.record import MAX_RECORD_BYTES, RecordError, decode_record, encode_record
+from trtbuild.store.record import (
+    MAX_RECORD_BYTES,
+    RecordError,
+    decode_record,
+    encode_record,
+    is_digest,
+)
 from trtbuild.store.statements import MAX_STATEMENT_BYTES, put_statement, statements
 from trtbuild.store.tiers.names import (
     blob_name,
@@ -117,7 +123,9 @@ def pull_statements(tier: Tier, store: Store, record: Record) -> int:
         known = {hashlib.sha256(each).hexdigest() for each in statements(store, subject)}
         for name in list(tier.names(statements_prefix(subject)))[:_MAX_STATEMENTS]:
             sha256 = name.rpartition("/")[2]
-            if sha256 in known or name != statement_name(subject, sha256):
+            if not is_digest(sha256) or sha256 in known:
+                continue
+            if name != statement_name(subject, sha256):
                 continue
             envelope = read_small(tier, name, MAX_STATEMENT_BYTES)
             if envelope is None:
