@@ -40,5 +40,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def _own_store(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keep the tests, and the processes that they start, out of the user's cache folder."""
-    monkeypatch.setenv("TRTBUILD_STORE", str(tmp_path_factory.getbasetemp() / "store"))
+    """Keep the tests, and the processes that they start, out of the user's own folders."""
+    folder = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("TRTBUILD_STORE", str(folder / "store"))
+    monkeypatch.setenv("TRTBUILD_STATE", str(folder / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    for name in ("TRTBUILD_POLICY", "TRTBUILD_SIGNING_KEY"):
+        monkeypatch.delenv(name, raising=False)

@@ -61,11 +61,13 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     weight_budget_mib: int = 0,
     allow_host_code: bool = False,
     device: int = -1,
+    policy: str | Path = "",
+    lock: str | Path = "",
 ) -> LoadedSession:
     """Return a session of an engine: ``session.run({name: array}) -> {name: array}``.
 
-    Digest, target, GPU, driver, versions and memory are checked before any byte reaches a
-    runtime. Safe to share by threads; close it with ``close()`` or ``with``.
+    Signatures, policy, digest, target, GPU, driver, versions and memory are checked before any
+    byte reaches a runtime. Safe to share by threads; close it with ``close()`` or ``with``.
 
     ``contexts`` is how many calls run at once (0: what the backend takes for right), ``warmup``
     how often each context runs in the ``opt`` shapes of every profile before this returns; a
@@ -74,11 +76,16 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     streams its weights (0: chosen by TensorRT). ``allow_host_code`` lets a version-compatible
     engine bring its own runtime. ``device`` is a GPU's number (-1: the first that fits).
 
+    ``policy`` is a file (default: ``TRTBUILD_POLICY``, then the user's own; without one,
+    engines that the store built itself are loaded unsigned, with a warning). ``lock`` is a
+    lockfile that pins what may be loaded; ``engine`` can be a model's name then.
+
     Raises:
-        TrtbuildError: the engine is unknown, damaged, or not for this machine.
+        TrtbuildError: the engine is unknown, damaged, not allowed, or not for this machine.
     """
     from trtbuild.backends.session import SessionOptions
     from trtbuild.runtime import load as loading
+    from trtbuild.runtime.admission import Terms
 
     options = SessionOptions(
         contexts=contexts,
@@ -87,7 +94,8 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
         allow_host_code=allow_host_code,
         device=device,
     )
-    return loading.load(engine, str(store), options=options, warmup_runs=warmup)
+    terms = Terms(policy=str(policy), lock=str(lock))
+    return loading.load(engine, str(store), options=options, warmup_runs=warmup, terms=terms)
 
 
 def _path(text: str | Path) -> Path:

@@ -68,6 +68,14 @@ class StoreError(TrtbuildError):
 
 
 class TrustError(TrtbuildError):
-    """The bytes are not what their record says, or not for this machine: do not load."""
+    """The engine is not what it claims, not allowed, or not for this machine: do not load.
+
+    ``code`` names the check that refused it (``T04``; :mod:`trtbuild.trust.refusal` has all)
+    and stands before the message; it is empty where no numbered check did.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(f"{code}: {message}" if code else message)
+        self.code = code

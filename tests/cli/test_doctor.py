@@ -90,7 +90,7 @@ def test_json_has_a_check_in_every_group(tmp_path: Path) -> None:
     document = CliRunner().invoke(app, ["--store", store, "--json"])
     assert document.exit_code == 0
     checks = json.loads(document.stdout)["checks"]
-    groups = ["machine", "backends", "frameworks", "gpu", "store"]
+    groups = ["machine", "backends", "frameworks", "gpu", "store", "trust"]
     assert list(dict.fromkeys(check["group"] for check in checks)) == groups
     assert {library.name for library in LIBRARIES} <= {check["name"] for check in checks}
 

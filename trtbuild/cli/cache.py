@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtbuild.engine import Manifest
+    from trtbuild.report.document import EngineSignature
     from trtbuild.store import Record, Store
 
 app = typer.Typer(
@@ -182,7 +183,8 @@ def _document(store: Store, record: Record) -> dict[str, object]:
         }
         for blob in record.blobs
     ]
-    return {
+    signed = {"signatures": _signatures(store, record)} if record.kind == "engine" else {}
+    return signed | {
         "schema": 1,
         "kind": record.kind,
         "key": record.key,
@@ -191,6 +193,12 @@ def _document(store: Store, record: Record) -> dict[str, object]:
         "preimage": record.preimage,
         "value": record.value,
     }
+
+
+def _signatures(store: Store, record: Record) -> tuple[EngineSignature, ...]:
+    from trtbuild.pipeline.job import signatures_of
+
+    return signatures_of(store, record.blob("engine").sha256)
 
 
 def _print_json(document: object) -> None:
@@ -206,6 +214,10 @@ def _print_record(store: Store, record: Record) -> None:
         for blob in record.blobs
     ]
     _print_table(blobs)
+    if record.kind == "engine":
+        from trtbuild.report.sections import signed_note
+
+        typer.echo(signed_note(_signatures(store, record)))
     typer.echo("\nkey made of:")
     _print_json(record.preimage)
     typer.echo("\nmanifest:" if record.kind == "engine" else "\nvalue:")

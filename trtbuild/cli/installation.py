@@ -50,7 +50,7 @@ class Check(Value, frozen=True, kw_only=True):
     where nothing has to be done.
     """
 
-    group: Literal["machine", "backends", "frameworks", "gpu", "store"]
+    group: Literal["machine", "backends", "frameworks", "gpu", "store", "trust"]
     name: str
     state: State
     version: str = ""

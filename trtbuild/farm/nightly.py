@@ -12,6 +12,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import GateError
 from trtbuild.farm import child
 from trtbuild.farm.matrix import Failure, plan_recipe
+from trtbuild.pipeline.job import with_signatures
 from trtbuild.report.document import Report
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _outcome(path: Path, store: Store, say: Callable[[str], None]) -> Outcome:
         recipe=plan.recipe,
         path=plan.path,
         seconds=0.0,
-        report=plan.report,
+        report=plan.report and with_signatures(store, plan.report),
         failure=plan.failure,
     )
     if plan.report is None and plan.failure is None:

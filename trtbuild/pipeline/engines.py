@@ -19,6 +19,7 @@ from trtbuild.graph.operands import operand_precisions
 from trtbuild.pipeline.building import Watch, libraries, seconds_before, timing_file
 from trtbuild.recipe import profile_table, recipe_json
 from trtbuild.store import make_record, put_plan
+from trtbuild.store.statements import mark_built
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,6 +136,7 @@ def build_engine(
             watch = Watch(context.say, name, expected_s)
             record = build_isolated(request, context.recipe.limits, watch)
             blob = context.store.put_file("engine", request.out)
+            mark_built(context.store, blob.sha256)
         layers = requested(record.layers, operand_precisions(graph))
         shares = _mac_shares(layers, count_macs(graph, profile))
         manifest = Manifest(

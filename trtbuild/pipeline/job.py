@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from trtbuild.backends import backend, runtime
 from trtbuild.canonical import digest
 from trtbuild.engine import Manifest
 from trtbuild.errors import UsageError
 from trtbuild.pipeline.building import with_pinned
+from trtbuild.pipeline.chosen_key import chosen_key
 from trtbuild.pipeline.recall import question_of, recall
 from trtbuild.pipeline.targets import Plan, Planned, plan_targets
 from trtbuild.recipe import recipe_from_json
 from trtbuild.store import Store, find_engine
 from trtbuild.store.counters import Tally, count
+from trtbuild.store.statements import statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from trtbuild.recipe import Recipe
-    from trtbuild.report.document import Report
+    from trtbuild.report.document import EngineSignature, Report
 
 
 def quiet(_: str) -> None:
@@ -47,7 +51,12 @@ def build_recipe(
         TrtbuildError: anything that a user must correct.
     """
     opened = Store.open(store)
+    check_signable(recipe.name)
     plan = with_pinned(plan_targets(recipe, strict=strict), opened)
+    return with_signatures(opened, _report(recipe, plan, opened, say))
+
+
+def _report(recipe: Recipe, plan: Plan, opened: Store, say: Callable[[str], None]) -> Report:
     question = question_of(recipe, plan)
     known = recall(opened, question)
     if known is not None:
@@ -99,7 +108,7 @@ def verify_engine(
     cannot_run = runtime(target.backend).cannot_run(target)
     fingerprint = manifest.preimage.fingerprint
     if not cannot_run:
-        from trtbuild.runtime.load import preflight
+        from trtbuild.runtime.machine import preflight
 
         preflight(manifest)
         # Its baseline is built by what is installed here, and must say so.
@@ -115,4 +124,57 @@ def verify_engine(
 
     plan = Plan(planned=(planned,), skipped=())
     work = Work(recipe=given, plan=plan, store=opened, say=say, fresh=True, outputs=outputs)
-    return verify(work, manifest)
+    return with_signatures(opened, verify(work, manifest), sign=False)
+
+
+def check_signable(model: str) -> None:
+    """Refuse, before any work, a recipe whose engines cannot be signed though a key is set.
+
+    Raises:
+        UsageError: the name cannot be signed, or the key cannot be used.
+    """
+    if not chosen_key():
+        return
+    from trtbuild.pipeline.signing import check_model, signer
+
+    check_model(model)
+    signer(chosen_key())
+
+
+def with_signatures(store: Store, report: Report, *, sign: bool = True) -> Report:
+    """Return a report that says who signed its engines, signed now if a key is configured.
+
+    Without a key and without statements this imports no cryptography: most hits are such.
+
+    Raises:
+        UsageError: the key cannot be used.
+        TrustError: T01, the policy cannot be used.
+        StoreError: the store cannot be read or written.
+    """
+    key = chosen_key() if sign else ""
+    if key:
+        from trtbuild.pipeline.signing import sign_report, signer
+
+        sign_report(store, report, signer(key))
+    return replace(
+        report,
+        engines=tuple(
+            replace(engine, signatures=signatures_of(store, engine.sha256))
+            for engine in report.engines
+        ),
+    )
+
+
+def signatures_of(store: Store, engine_sha256: str) -> tuple[EngineSignature, ...]:
+    """Return who signed an engine, for people to read; nothing where nobody did.
+
+    Raises:
+        TrustError: T01, the policy cannot be used.
+        StoreError: the store cannot be read.
+    """
+    envelopes = statements(store, engine_sha256)
+    if not envelopes:
+        return ()
+    from trtbuild.pipeline.signatures import signatures
+
+    return signatures(envelopes)

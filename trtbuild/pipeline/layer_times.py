@@ -9,7 +9,8 @@ import numpy as np
 
 from trtbuild.backends import gpu, runtime
 from trtbuild.errors import MissingBackendError
-from trtbuild.runtime.load import preflight
+from trtbuild.runtime.admission import allow_measuring
+from trtbuild.runtime.machine import preflight
 
 if TYPE_CHECKING:
     from trtbuild.batches import Array
@@ -37,6 +38,7 @@ def timed_layers(store: Store, manifest: Manifest) -> Layers:
             f"--times: the engine is for {target}, and layers are timed where it runs. {reason}"
         )
     preflight(manifest)
+    allow_measuring(store, manifest)
     inputs = {spec.name: _values(spec, manifest) for spec in manifest.inputs}
     if target.backend == "onnxruntime":
         from trtbuild.backends.ort_profile import node_ms  # noqa: PLC0415  imports the library

@@ -192,6 +192,7 @@ class _Run:
             sparsity=sparsity,
             skipped_targets=tuple(self._skipped),
             findings=tuple(context.findings),
+            evaluation_sha256=data.info.evaluation_sha256 if data is not None else "",
         )
         dependencies = merged(source.dependencies, policy_dependencies(context.recipe))
         if data is not None:

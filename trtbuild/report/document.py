@@ -177,6 +177,19 @@ class Verification(Value, frozen=True, kw_only=True):
         return any(gate.name == "max_drop" and not gate.skipped for gate in self.gates)
 
 
+class EngineSignature(Value, frozen=True, kw_only=True):
+    """A key that signed an engine.
+
+    ``holds`` tells whether a signature of it was verified here; that of an unknown key, which
+    has no ``name``, cannot be. ``role`` is the policy's for it, empty where it has none.
+    """
+
+    keyid: str
+    name: str
+    role: str
+    holds: bool
+
+
 class EngineReport(Value, frozen=True, kw_only=True):
     """One engine in the store.
 
@@ -184,7 +197,8 @@ class EngineReport(Value, frozen=True, kw_only=True):
     ``int8_mac_share`` is the share of multiply-accumulates that run in int8, 0 to 1, and
     ``mac_share`` has that of each precision. ``weights_packed`` counts the layers that read
     packed weights by their type: they unpack them, and compute in another precision.
-    ``fused_layers`` counts layers that cover more than one node of the graph.
+    ``fused_layers`` counts layers that cover more than one node of the graph. Without
+    ``signatures`` an engine is unsigned: only the store that built it may load it.
     """
 
     key: str
@@ -202,6 +216,7 @@ class EngineReport(Value, frozen=True, kw_only=True):
     verification: Verification
     mac_share: dict[str, float] = msgspec.field(default_factory=dict)
     weights_packed: dict[str, int] = msgspec.field(default_factory=dict)
+    signatures: tuple[EngineSignature, ...] = ()
 
     @property
     def target(self) -> str:
@@ -227,7 +242,8 @@ class Report(Value, frozen=True, kw_only=True):
     """Everything that one run found out.
 
     ``passed``: no gate of any engine failed. ``full_cache_hit``: every stage and every engine
-    came from the store.
+    came from the store. ``evaluation_sha256`` is the digest of the data that engines were
+    judged on, empty without data.
     """
 
     recipe: str
@@ -240,6 +256,7 @@ class Report(Value, frozen=True, kw_only=True):
     sparsity: SparsityReport | None = None
     skipped_targets: tuple[SkippedTarget, ...] = ()
     findings: tuple[Finding, ...] = ()
+    evaluation_sha256: str = ""
     schema: Literal[1] = SCHEMA
     passed: bool = False
     full_cache_hit: bool = False

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from trtbuild.report.document import (
         EngineReport,
+        EngineSignature,
         LatencyMs,
         PolicyReport,
         Report,
@@ -267,7 +268,21 @@ def _engines(report: Report) -> Section:
             "target", "compute layers", "#INT8 MACs", "#fused", "#size", "sha256", ""
         ),
         rows=rows,
+        notes=tuple(dict.fromkeys(signed_note(engine.signatures) for engine in report.engines)),
     )
+
+
+def signed_note(signatures: Sequence[EngineSignature]) -> str:
+    """Return the sentence that says who signed an engine, or that nobody did."""
+    if not signatures:
+        return "unsigned: only the store that built it loads it, by a developer's policy"
+    names = [
+        f"{each.name} ({each.role or 'not in the policy'}, {each.keyid[:_DIGEST_DIGITS]})"
+        if each.holds
+        else f"unknown key {each.keyid[:_DIGEST_DIGITS]} (not verified)"
+        for each in signatures
+    ]
+    return f"signed by {', '.join(names)}"
 
 
 def _groups(report: Report) -> tuple[tuple[str, tuple[EngineReport, ...]], ...]:

@@ -1,0 +1,70 @@
+"""``trtbuild lock``: pin what a deployment serves, and check that it still may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtbuild.cli.keys import PolicyOption
+from trtbuild.cli.options import JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from trtbuild.runtime.locking import Checked
+
+
+def lock(  # noqa: PLR0913  one parameter per option is how Typer works
+    engines: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ENGINE]...", help="Default: the newest signed releases."),
+    ] = None,
+    *,
+    file: Annotated[
+        Path, typer.Option("--file", "-f", metavar="FILE", help="The lockfile.")
+    ] = Path("engines.lock"),
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Change nothing; fail (6) on a bad pin."),
+    ] = False,
+    policy: PolicyOption = "",
+    store: StoreOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Write engines.lock: for each model and target the engine that is served. Commit it.
+
+    Without ENGINE every model that was signed is pinned to its newest release that the policy
+    admits. With ENGINE only its entries change; an unsigned engine must be named.
+    """
+    from trtbuild.cli.output import print_json, writing
+    from trtbuild.errors import TrustError, UsageError
+    from trtbuild.runtime import locking
+    from trtbuild.runtime.trust_files import load_policy, policy_name
+    from trtbuild.store import Store
+    from trtbuild.trust.lockfile import write_lock
+
+    opened = Store.open(store)
+    rules = load_policy(policy_name(policy))
+    if check:
+        if engines:
+            message = "--check looks at the whole file: name no engine"
+            raise UsageError(message)
+        found = locking.check(opened, file, rules)
+    else:
+        result, found = locking.lock(opened, file, tuple(engines or ()), rules)
+        with writing(file, "--file"):
+            file.write_text(write_lock(result), encoding="utf-8")
+    if json:
+        print_json({"schema": 1, "file": str(file), "engines": found})
+    else:
+        for each in found:
+            typer.echo(_line(each))
+        if not found:
+            typer.echo(f"{file}: nothing is pinned; name an engine, or sign one", err=True)
+    if any(each.problem for each in found) and check:
+        raise typer.Exit(TrustError.exit_code)
+
+
+def _line(each: Checked) -> str:
+    state = f"REFUSED {each.problem}" if each.problem else each.note
+    return f"{each.model}  {each.target}  {each.engine[:12]}  {each.seq or 'unsigned'}  {state}"

@@ -1,0 +1,121 @@
+"""Add a key or a revocation to a policy file, at its end, so that a user's comments stay."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from trtbuild.errors import UsageError
+from trtbuild.pipeline.key_files import load_public, own_keys
+from trtbuild.runtime.trust_files import default_policy, load_policy, policy_name
+from trtbuild.store.record import is_digest
+from trtbuild.trust.policy import (
+    DEVELOPER,
+    NEW_POLICY,
+    TrustedKey,
+    key_table,
+    keyring,
+    read_policy,
+    revoked_table,
+)
+
+if TYPE_CHECKING:
+    from trtbuild.trust.policy import Policy
+
+
+def add_key(
+    text: str, *, name: str, role: str, models: tuple[str, ...], at: str
+) -> tuple[Path, str]:
+    """Trust a key in the policy file ``at``; return the file's path and the key's id.
+
+    Raises:
+        UsageError: it is no key, is trusted already, or name, role or pattern is wrong.
+        TrustError: T01, the policy cannot be used.
+    """
+    key = load_public(text)
+    entry = {
+        "name": name or (text if text in own_keys() else f"key-{key.keyid[:8]}"),
+        "role": role,
+        "public": key.text,
+        "models": list(models),
+    }
+    try:
+        trusted = msgspec.convert(entry, TrustedKey, strict=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"the key cannot be added: {error}. Give --name with A-Z a-z 0-9 . _ -, --role "
+            f"builder or promoter, and --model with a recipe's name or a pattern"
+        ) from error
+    path, before, policy = _read(at)
+    if key.keyid in keyring(policy).trusted:
+        known = keyring(policy).trusted[key.keyid]
+        raise UsageError(
+            f"{path}: {key.keyid[:12]} is there as {known.name!r} ({known.role} of "
+            f"{', '.join(known.models)}): a key has one role. Edit the file to change it"
+        )
+    _append(path, before, key_table(trusted))
+    return path, key.keyid
+
+
+def add_revoked(what: str, reason: str, at: str) -> tuple[Path, str, str]:
+    """Revoke a key or an engine; return the file's path, ``key`` or ``engine``, its digest.
+
+    A digest means a key where the policy or the user has such a key, else an engine.
+
+    Raises:
+        UsageError: ``what`` is neither.
+        TrustError: T01, the policy cannot be used.
+    """
+    path, before, policy = _read(at)
+    known = keyring(policy).trusted
+    by_name = {key.name: keyid for keyid, key in known.items()}
+    kind: Literal["key", "engine"] = "key"
+    if what in known:
+        digest = what
+    elif what in by_name:
+        digest = by_name[what]
+    elif is_digest(what):
+        kind, digest = "engine", what
+    else:
+        digest = load_public(what).keyid
+    _append(path, before, revoked_table(kind, digest, reason))
+    return path, kind, digest
+
+
+def _read(at: str) -> tuple[Path, str, Policy]:
+    """Return the path, text and content of a policy; a new one where there is none yet."""
+    name = policy_name(at)
+    path = default_policy() if name == DEVELOPER else Path(name)
+    if not os.path.lexists(path):
+        return path, NEW_POLICY, read_policy(NEW_POLICY.encode(), str(path))
+    policy = load_policy(str(path))
+    return path, path.read_text("utf-8"), policy
+
+
+def _append(path: Path, before: str, lines: str) -> None:
+    """Replace the file by one with more lines at its end, all or nothing.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    text = before.rstrip("\n") + "\n" + lines
+    read_policy(text.encode(), str(path))
+    real = path.resolve()
+    draft = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(
+            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+        ) as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(real)
+    except OSError as error:
+        raise UsageError(f"policy {path}: cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)

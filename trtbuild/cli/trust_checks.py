@@ -1,0 +1,76 @@
+"""What ``trtbuild doctor`` says of trust: the policy in force, who signs, what isolates."""
+
+from __future__ import annotations
+
+from trtbuild.cli.installation import Check
+from trtbuild.errors import TrtbuildError
+from trtbuild.pipeline.chosen_key import KEY_VARIABLE, chosen_key
+from trtbuild.pipeline.key_files import load_key
+from trtbuild.runtime.canary import sandbox
+from trtbuild.runtime.trust_files import POLICY_VARIABLE, load_policy, policy_name
+from trtbuild.trust.policy import DEVELOPER
+
+
+def trust_checks() -> tuple[Check, ...]:
+    """Return one check for the policy, the signing key, and the sandbox of first loads."""
+    return (_policy(), _key(), _sandbox())
+
+
+def _policy() -> Check:
+    name = policy_name("")
+    if name == DEVELOPER:
+        return Check(
+            group="trust",
+            name="policy",
+            state="missing",
+            detail="developer: loads unsigned engines that the store built itself",
+            remedy=f"for production: trtbuild keys trust KEY, or {POLICY_VARIABLE}=FILE",
+        )
+    try:
+        policy = load_policy(name)
+    except TrtbuildError as error:
+        return Check(group="trust", name="policy", state="broken", detail=str(error))
+    unsigned = "refuses unsigned engines"
+    if policy.unsigned == "local":
+        unsigned = "loads unsigned engines that the store built itself"
+    return Check(
+        group="trust",
+        name="policy",
+        state="ok",
+        detail=f"{name}: {len(policy.keys)} keys, {unsigned}",
+    )
+
+
+def _key() -> Check:
+    name = chosen_key()
+    if not name:
+        return Check(
+            group="trust",
+            name="signing key",
+            state="missing",
+            detail="engines are not signed",
+            remedy=f"trtbuild keys generate NAME --use, or {KEY_VARIABLE}=FILE",
+        )
+    try:
+        key = load_key(name)
+    except TrtbuildError as error:
+        return Check(group="trust", name="signing key", state="broken", detail=str(error))
+    detail = f"{name} ({key.public.keyid[:12]}) signs what engine and nightly build"
+    return Check(group="trust", name="signing key", state="ok", detail=detail)
+
+
+def _sandbox() -> Check:
+    if sandbox():
+        return Check(
+            group="trust",
+            name="bubblewrap",
+            state="ok",
+            detail="first loads of engines have no network",
+        )
+    return Check(
+        group="trust",
+        name="bubblewrap",
+        state="missing",
+        detail="first loads of engines run in a child process with limits, but with network",
+        remedy="apt install bubblewrap, and allow user namespaces",
+    )

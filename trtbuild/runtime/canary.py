@@ -1,0 +1,185 @@
+"""The first load of an engine on a machine happens in a child process, which may die.
+
+What is well signed can still be built for another driver, or crash a library. The child has
+no network where bubblewrap works, limited time and memory, and a private folder; it
+deserializes the engine, compares its inputs and outputs with the manifest, and runs it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtbuild.backends import gpu, processor
+from trtbuild.backends.session import DEFAULT, SessionOptions
+from trtbuild.canonical import digest, encode
+from trtbuild.engine import ShapeRange, Target, TensorSpec, Value
+from trtbuild.runtime import trust_files
+from trtbuild.trust.refusal import refusal
+
+if TYPE_CHECKING:
+    from trtbuild.engine import Manifest
+    from trtbuild.errors import TrustError
+
+VERSION = 1
+"""Raised when the child starts to look at more."""
+
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_MIB = 1 << 20
+_MEMORY_MIB = 4096
+_KEPT_OUTPUT = 2000
+_SANDBOX_SECONDS = 10
+
+
+class Trial(Value, frozen=True, kw_only=True):
+    """What the child is told, as one line of JSON before the engine's bytes.
+
+    ``memory_bytes`` limits the address space; 0 is no limit, since CUDA reserves far more than
+    it uses.
+    """
+
+    target: Target
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: tuple[ShapeRange, ...]
+    memory_bytes: int
+    seconds: int
+    options: SessionOptions
+
+
+def require(
+    manifest: Manifest, data: bytes, seconds: int, options: SessionOptions = DEFAULT
+) -> None:
+    """Load an engine in a child process, unless it was loaded well on this machine before.
+
+    Raises:
+        TrustError: T15, the child refused it, died, or took too long.
+    """
+    mark = _mark(manifest)
+    if mark.is_file():
+        return
+    problem = _try(manifest, data, seconds, options)
+    if problem:
+        raise _failed(manifest, problem)
+    # A machine that cannot remember it tries again at the next load.
+    with contextlib.suppress(OSError):
+        trust_files.make_state_folder()
+        mark.parent.mkdir(exist_ok=True, mode=0o700)
+        mark.touch(mode=0o600)
+
+
+def sandbox() -> tuple[str, ...]:
+    """Return the command that starts a program without network, empty where none works."""
+    return _sandbox(os.environ.get("PATH", ""))
+
+
+def _try(manifest: Manifest, data: bytes, seconds: int, options: SessionOptions) -> str:
+    """Return what went wrong in the child, or an empty string."""
+    head = encode(_trial(manifest, len(data), seconds, options)) + b"\n"
+    with tempfile.TemporaryDirectory(prefix="trtbuild-canary-") as folder:
+        inside = _inside(folder)
+        child = subprocess.Popen(  # noqa: S603  our own interpreter and module
+            [*inside, sys.executable, "-m", "trtbuild.runtime.canary_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=_environment(folder),
+            start_new_session=True,
+        )
+        try:
+            output, _ = child.communicate(head + data, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"it was not done after {seconds} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if child.returncode == 0:
+        return ""
+    last = output.decode("utf-8", "replace").strip()[-_KEPT_OUTPUT:]
+    if child.returncode < 0:
+        return f"it died by {signal.Signals(-child.returncode).name}: {last or 'no output'}"
+    return last or f"it ended with {child.returncode}"
+
+
+def _trial(
+    manifest: Manifest, engine_bytes: int, seconds: int, options: SessionOptions
+) -> Trial:
+    target = manifest.preimage.target
+    limit = _MEMORY_MIB * _MIB + 4 * engine_bytes if target.backend == "onnxruntime" else 0
+    return Trial(
+        target=target,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        profile=next(iter(manifest.preimage.profiles), ()),
+        memory_bytes=limit,
+        seconds=seconds,
+        options=options,
+    )
+
+
+def _mark(manifest: Manifest) -> Path:
+    """Return the file that says that an engine was loaded well by this driver and device."""
+    is_gpu = manifest.preimage.target.backend != "onnxruntime"
+    devices = list(gpu.names()) if is_gpu else [processor.arch()]
+    driver = _DRIVER.read_text(errors="replace") if is_gpu and _DRIVER.exists() else ""
+    name = digest(
+        f"canary/v{VERSION}",
+        [manifest.sha256, manifest.key, manifest.preimage.fingerprint, devices, driver],
+    )
+    return trust_files.state_folder() / "canary" / name
+
+
+def _environment(folder: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    package = Path(__file__).resolve().parents[2]
+    return kept | {"PYTHONPATH": str(package), "PYTHONUTF8": "1", "TMPDIR": folder}
+
+
+def _inside(folder: str) -> list[str]:
+    found = sandbox()
+    return [*found, "--bind", folder, folder, "--"] if found else []
+
+
+@functools.cache
+def _sandbox(path: str) -> tuple[str, ...]:
+    """Return bubblewrap's command where it works here: it needs user namespaces."""
+    program = shutil.which("bwrap", path=path)
+    if program is None:
+        return ()
+    command = (
+        *(program, "--unshare-net", "--unshare-ipc", "--die-with-parent"),
+        *("--ro-bind", "/", "/", "--dev-bind", "/dev", "/dev"),
+    )
+    try:
+        done = subprocess.run(  # noqa: S603  the program that PATH names
+            [*command, "--", "true"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SANDBOX_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return command if done.returncode == 0 else ()
+
+
+def _failed(manifest: Manifest, problem: str) -> TrustError:
+    return refusal(
+        "T15",
+        f"engine {manifest.sha256[:12]} for {manifest.preimage.target}: in a child process "
+        f"{problem}",
+        "a load, the inputs and outputs of its manifest, and finite outputs",
+        "Do not serve it here. If driver or library changed, build it again; a policy gives it "
+        "more time with canary_seconds",
+    )

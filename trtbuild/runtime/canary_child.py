@@ -1,0 +1,128 @@
+"""The process in which an engine is loaded for the first time on a machine.
+
+Reads a :class:`trtbuild.runtime.canary.Trial` and the engine from its standard input; leaves
+with 0, or with 1 after a line that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from trtbuild.backends import runtime
+from trtbuild.errors import TrtbuildError
+from trtbuild.runtime.canary import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from trtbuild.backends import Session
+    from trtbuild.engine import TensorSpec
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_OPEN_FILES = 1024
+_CORES = 64
+"""Processor seconds per second of the limit: runtimes use many threads."""
+
+
+def main() -> int:
+    """Try the engine on the standard input; 0 when it is as its manifest says."""
+    trial = msgspec.json.decode(sys.stdin.buffer.readline(), type=Trial)
+    _limit(trial)
+    data = sys.stdin.buffer.read()
+    try:
+        session = runtime(trial.target.backend).open_session(data, trial.target, trial.options)
+        problem = _signature_problem(trial, session) or _run_problem(trial, session)
+    except TrtbuildError as error:
+        problem = f"it was refused: {error}"
+    except MemoryError:
+        problem = "it does not fit into the memory that an engine of its size may have"
+    if problem:
+        sys.stdout.write(problem)
+        return 1
+    return 0
+
+
+def same_signature(expected: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> bool:
+    """Tell whether names, types, ranks and fixed sizes are equal, in order.
+
+    An open axis has a name in one library and none in another.
+    """
+    return len(expected) == len(found) and all(
+        (one.name, one.dtype, len(one.shape)) == (two.name, two.dtype, len(two.shape))
+        and all(
+            a == b or isinstance(a, str) or isinstance(b, str)
+            for a, b in zip(one.shape, two.shape, strict=True)
+        )
+        for one, two in zip(expected, found, strict=True)
+    )
+
+
+def _limit(trial: Trial) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (trial.seconds * _CORES,) * 2)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(_OPEN_FILES, hard) if hard != resource.RLIM_INFINITY else _OPEN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if trial.memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (trial.memory_bytes, trial.memory_bytes))
+
+
+def _signature_problem(trial: Trial, session: Session) -> str:
+    if not same_signature(trial.inputs, session.inputs):
+        return f"its inputs are {session.inputs}, its manifest says {trial.inputs}"
+    if not same_signature(trial.outputs, session.outputs):
+        return f"its outputs are {session.outputs}, its manifest says {trial.outputs}"
+    return ""
+
+
+def _run_problem(trial: Trial, session: Session) -> str:
+    """Run on zeros and, where that gives no finite outputs, on ones.
+
+    A mean over a mask of zeros is a division by zero in good models, too.
+    """
+    problem = ""
+    for value in (0, 1):
+        try:
+            outputs = session.run(_arrays(trial, value))
+        except TrtbuildError as error:
+            problem = str(error)
+            continue
+        odd = [name for name, array in outputs.items() if not _is_finite(array)]
+        if not odd:
+            return ""
+        problem = f"its output {odd[0]!r} is not finite on zeros, nor on ones"
+    return problem
+
+
+def _arrays(trial: Trial, value: int) -> Mapping[str, npt.NDArray[Any]]:
+    shapes = {each.input: each.opt for each in trial.profile}
+    return {
+        spec.name: np.full(
+            shapes.get(spec.name)
+            or tuple(size if isinstance(size, int) else 1 for size in spec.shape),
+            value,
+            dtype=np.dtype(spec.dtype),
+        )
+        for spec in trial.inputs
+    }
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # a runtime's destructors are not what was asked about

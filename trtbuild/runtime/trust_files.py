@@ -1,0 +1,211 @@
+"""The files that trust rests on: the policy, the lockfile, and what was loaded before.
+
+A file that others may write to is not trusted, and a missing or broken one is never read as
+an empty one where that would allow more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from trtbuild.trust.lockfile import MAX_LOCK_BYTES, read_lock, wrong_lock
+from trtbuild.trust.memory import MAX_MEMORY_BYTES, Memory, read_memory, write_memory
+from trtbuild.trust.policy import (
+    DEVELOPER,
+    DEVELOPER_POLICY,
+    MAX_POLICY_BYTES,
+    read_policy,
+)
+from trtbuild.trust.refusal import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trtbuild.errors import TrustError
+    from trtbuild.trust.lockfile import Lock
+    from trtbuild.trust.policy import (
+        Policy,
+    )
+
+POLICY_VARIABLE = "TRTBUILD_POLICY"
+STATE_VARIABLE = "TRTBUILD_STATE"
+
+
+class _UnusableError(Exception):
+    """A file is there and must not be used; the text says why."""
+
+
+def default_policy() -> Path:
+    """Return where the user's policy is, whether there is one or not."""
+    return Path(platformdirs.user_config_path("trtbuild", appauthor=False)) / "policy.toml"
+
+
+def policy_name(given: str) -> str:
+    """Return the policy in force: a path, or ``developer`` where no file is.
+
+    ``given`` comes first, then ``TRTBUILD_POLICY``, then the user's own file.
+    """
+    name = given or os.environ.get(POLICY_VARIABLE, "")
+    if name:
+        return name
+    path = default_policy()
+    return str(path) if os.path.lexists(path) else DEVELOPER
+
+
+def load_policy(name: str) -> Policy:
+    """Return the policy that :func:`policy_name` named.
+
+    Raises:
+        TrustError: T01, it is missing, others may write to it, or it is wrong.
+    """
+    if name == DEVELOPER:
+        return DEVELOPER_POLICY
+    try:
+        data = _private_bytes(Path(name), MAX_POLICY_BYTES)
+    except (OSError, _UnusableError) as error:
+        raise refusal(
+            "T01",
+            f"policy {name}: {_reason(error)}",
+            "a file of yours or root's that nobody else may write to",
+            f"Correct it (chmod go-w {name}), or name another with {POLICY_VARIABLE}",
+        ) from error
+    return read_policy(data, name)
+
+
+def load_lock(path: Path) -> Lock:
+    """Return the lockfile at ``path``.
+
+    Raises:
+        TrustError: T02, it is missing or not what ``trtbuild lock`` writes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LOCK_BYTES + 1)
+    except OSError as error:
+        raise wrong_lock(str(path), _reason(error)) from error
+    if len(data) > MAX_LOCK_BYTES:
+        raise wrong_lock(str(path), f"it has more than {MAX_LOCK_BYTES} bytes")
+    return read_lock(data, str(path))
+
+
+def state_folder() -> Path:
+    """Return where this machine remembers what it loaded: ``TRTBUILD_STATE``, or the user's."""
+    given = os.environ.get(STATE_VARIABLE, "")
+    if given:
+        return Path(given).absolute()
+    return Path(platformdirs.user_state_path("trtbuild", appauthor=False))
+
+
+def make_state_folder() -> Path:
+    """Make the folder of :func:`state_folder` for its owner alone, and return it."""
+    folder = state_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def load_memory() -> Memory:
+    """Return what was loaded before; nothing where there is no file yet.
+
+    Raises:
+        TrustError: T18, it is there and cannot be used.
+    """
+    path = _memory_path()
+    try:
+        data = _private_bytes(path, MAX_MEMORY_BYTES)
+    except FileNotFoundError:
+        return Memory()
+    except (OSError, _UnusableError) as error:
+        raise _no_memory(path, error) from error
+    return read_memory(data, str(path))
+
+
+def remember(place: str, seq: int) -> None:
+    """Remember that a release was loaded, durably; two processes never lose each other's.
+
+    Raises:
+        TrustError: T18, it cannot be written.
+    """
+    path = _memory_path()
+    try:
+        with _locked(path):
+            before = load_memory()
+            after = before.after(place, seq)
+            if after != before:
+                _replace(path, write_memory(after))
+    except OSError as error:
+        raise _no_memory(path, error) from error
+
+
+def _memory_path() -> Path:
+    return state_folder() / "releases.json"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    make_state_folder()
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path.with_suffix(".lock"), flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(draft, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _private_bytes(path: Path, limit_bytes: int) -> bytes:
+    """Return the bytes of a file that only we or root may write to.
+
+    Links are followed, as volumes of a cluster have them; what is looked at is what is read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _UnusableError("it is not a regular file")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise _UnusableError(f"it belongs to user {status.st_uid}")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise _UnusableError("other users may write to it")
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise _UnusableError(f"it has more than {limit_bytes} bytes")
+    return data
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _no_memory(path: Path, error: Exception) -> TrustError:
+    return refusal(
+        "T18",
+        f"{path}: {_reason(error)}",
+        "a file of yours where trtbuild remembers which releases it loaded",
+        f"Repair it, or name a writable folder with {STATE_VARIABLE}",
+    )

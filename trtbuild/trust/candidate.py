@@ -1,0 +1,70 @@
+"""What is decided about: an engine as the store has it, what pins it, and the outcome."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from trtbuild.engine import EngineKey, Value
+from trtbuild.trust.policy import Policy
+from trtbuild.trust.refusal import SHOWN_DIGITS
+
+
+class Candidate(Value, frozen=True, kw_only=True):
+    """What the store says of an engine; nothing of it is believed until it was signed.
+
+    ``key`` is what the record stands under, ``preimage`` the manifest's. ``manifest_sha256`` is
+    of the manifest's canonical JSON. ``built_here``: this very store built it.
+    """
+
+    sha256: str
+    key: str
+    manifest_sha256: str
+    preimage: EngineKey
+    built_here: bool
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"engine {self.sha256[:SHOWN_DIGITS]} for {self.preimage.target}"
+
+
+class Pin(Value, frozen=True, kw_only=True):
+    """What a lockfile says of a model on a target; ``seq`` is 0 for an unsigned engine."""
+
+    model: str
+    engine: str
+    seq: int
+
+
+class Situation(Value, frozen=True, kw_only=True):
+    """What a decision depends on beside the engine.
+
+    ``seen`` has the largest ``seq`` that was loaded before, by ``model/target``.
+    """
+
+    policy: Policy
+    now: datetime
+    seen: dict[str, int]
+    pin: Pin | None = None
+
+
+class Admission(Value, frozen=True, kw_only=True):
+    """That an engine may be loaded, and why.
+
+    ``model``, ``seq`` and ``expires`` are the release's; they are empty and 0 where the engine
+    is unsigned. ``ignored`` says what lies beside it and did not count.
+    """
+
+    signed: bool
+    model: str = ""
+    target: str = ""
+    seq: int = 0
+    expires: str = ""
+    builders: tuple[str, ...] = ()
+    promoters: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Under what the ``seq`` is remembered."""
+        return f"{self.model}/{self.target}"

@@ -1,0 +1,258 @@
+"""The checks before a load, in their order; the first that fails refuses the engine.
+
+They are those of the threat model: an attacker may write to every store and mirror, replay
+what was signed once, and combine parts of what was signed; he has no trusted key. What is
+compared is never what a file says of itself alone, but what was signed with what is asked for.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trtbuild.errors import TrustError
+from trtbuild.trust.candidate import Admission
+from trtbuild.trust.claims import (
+    check_count,
+    check_gates,
+    check_provenance,
+    check_settings,
+    check_version,
+    other_part,
+)
+from trtbuild.trust.evidence import gather
+from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
+from trtbuild.trust.statements import ENGINE, MANIFEST, moment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from trtbuild.trust.candidate import Candidate, Pin, Situation
+    from trtbuild.trust.evidence import Evidence, Signed
+    from trtbuild.trust.policy import Policy, Rule
+    from trtbuild.trust.statements import Release
+
+_SKEW = timedelta(minutes=10)
+"""How far a builder's clock may be ahead of ours."""
+
+
+def decide(candidate: Candidate, envelopes: Sequence[bytes], situation: Situation) -> Admission:
+    """Return why the engine may be loaded.
+
+    Of several releases the newest that passes every check counts.
+
+    Raises:
+        TrustError: the code of the first check that failed, for the newest release.
+    """
+    check_engine(candidate, situation)
+    evidence = gather(envelopes, situation.policy)
+    refused = list(evidence.refused)
+    newest: list[TrustError] = []
+    for release, signed in evidence.releases():
+        try:
+            admission = check_release(candidate, evidence, (release, signed), situation)
+        except TrustError as error:  # noqa: PERF203  one that fails is not the last
+            newest.append(error)
+        else:
+            ignored = tuple(str(each) for each in (*newest, *refused))
+            return msgspec.structs.replace(admission, ignored=ignored)
+    reasons = [*newest, *sorted(refused, key=lambda error: error.code, reverse=True)]
+    return _unsigned(candidate, situation, reasons)
+
+
+def check_engine(candidate: Candidate, situation: Situation) -> None:
+    """Refuse an engine whatever was signed: revoked, not pinned, or in a record not its own.
+
+    Raises:
+        TrustError: T16, T02 or T08.
+    """
+    _check_not_revoked(candidate, situation.policy)
+    _check_pin(candidate, situation.pin)
+    _check_record(candidate)
+
+
+def _unsigned(
+    candidate: Candidate, situation: Situation, reasons: list[TrustError]
+) -> Admission:
+    """Return the admission of an engine without a good release, where the policy has one."""
+    local = situation.policy.unsigned == "local"
+    pinned_release = situation.pin is not None and situation.pin.seq > 0
+    if local and candidate.built_here and not pinned_release:
+        return Admission(
+            signed=False,
+            target=str(candidate.preimage.target),
+            ignored=tuple(str(each) for each in reasons),
+        )
+    if reasons:
+        raise reasons[0]
+    where = "was not built into this store" if local else "carries no signature"
+    raise refusal(
+        "T17",
+        f"{candidate.label} is unsigned and {where}",
+        "a release signed by a key of the policy",
+        "Sign it where it was built (trtbuild promote ENGINE), trust who did (trtbuild keys "
+        "trust), or build it here into a new --store",
+    )
+
+
+def check_release(
+    candidate: Candidate,
+    evidence: Evidence,
+    found: tuple[Release, Signed],
+    situation: Situation,
+) -> Admission:
+    """Return why the engine may be loaded by this release of it.
+
+    Raises:
+        TrustError: the code of the first check that failed.
+    """
+    release, signed = found
+    rule = _rule(situation.policy, release.model)
+    _check_signers(candidate, signed, release.model, rule)
+    provenance = evidence.provenance(release.provenance)
+    gates = evidence.gates(release.gates)
+    _check_rollback(candidate, release, situation)
+    _check_fresh(candidate, release, rule, situation.now)
+    _check_binding(candidate, found, situation.pin)
+    check_provenance(candidate, release, provenance, rule)
+    check_gates(candidate, release, gates, rule)
+    check_settings(candidate, situation.policy)
+    check_version(candidate, rule)
+    return Admission(
+        signed=True,
+        model=release.model,
+        target=release.target,
+        seq=release.seq,
+        expires=release.expires,
+        builders=provenance[1].names("builder", release.model) if provenance else (),
+        promoters=signed.names("promoter", release.model),
+    )
+
+
+# T16
+
+
+def _check_not_revoked(candidate: Candidate, policy: Policy) -> None:
+    reasons = policy.revoked_engines()
+    if candidate.sha256 in reasons:
+        reason = reasons[candidate.sha256]
+        raise refusal(
+            "T16",
+            f"{candidate.label} was revoked{f' ({reason})' if reason else ''}",
+            "an engine that the policy does not revoke",
+            "Serve another release",
+        )
+
+
+# T02
+
+
+def _check_pin(candidate: Candidate, pin: Pin | None) -> None:
+    if pin is not None and pin.engine != candidate.sha256:
+        raise refusal(
+            "T02",
+            f"{candidate.label} is not what the lockfile pins for {pin.model!r}",
+            f"engine {pin.engine[:SHOWN_DIGITS]}",
+            "Load that one, or pin this one after looking at it: trtbuild lock ENGINE",
+        )
+
+
+# T08
+
+
+def _check_record(candidate: Candidate) -> None:
+    key = candidate.preimage.digest
+    if key != candidate.key:
+        raise refusal(
+            "T08",
+            f"{candidate.label}: its record stands under the key "
+            f"{candidate.key[:SHOWN_DIGITS]} and describes {key[:SHOWN_DIGITS]}",
+            "a record under the key of its own pre-image",
+            "The store was tampered with: build the engine again in another store",
+        )
+
+
+def _check_binding(
+    candidate: Candidate, found: tuple[Release, Signed], pin: Pin | None
+) -> None:
+    release, signed = found
+    statement = signed.statement
+    pairs = (
+        ("engine", statement.digest_of(ENGINE), candidate.sha256),
+        ("manifest", statement.digest_of(MANIFEST), candidate.manifest_sha256),
+        ("key", release.key, candidate.key),
+        ("target", release.target, str(candidate.preimage.target)),
+        ("model", release.model, pin.model if pin else release.model),
+    )
+    for name, was_signed, is_here in pairs:
+        if was_signed != is_here:
+            raise other_part(candidate, name, was_signed, is_here)
+
+
+# T04
+
+
+def _rule(policy: Policy, model: str) -> Rule:
+    rule = policy.rule(model)
+    if rule is None:
+        raise refusal(
+            "T04",
+            f"the policy has no [[models]] table whose names fit {model!r}",
+            "one that says who must sign it",
+            "Add one, or ask for another model",
+        )
+    return rule
+
+
+def _check_signers(candidate: Candidate, signed: Signed, model: str, rule: Rule) -> None:
+    """Refuse a release that too few promoters signed, where the rule asks for promoters.
+
+    Elsewhere builders are enough; provenance and gates need them in any case.
+    """
+    promoters = signed.names("promoter", model)
+    if rule.promoters:
+        check_count(candidate, "release", ("promoter", rule.promoters), promoters)
+    elif not promoters:
+        names = signed.names("builder", model)
+        check_count(candidate, "release", ("builder", rule.builders), names)
+
+
+# T06, T07
+
+
+def _check_rollback(candidate: Candidate, release: Release, situation: Situation) -> None:
+    pin = situation.pin
+    last = max(
+        situation.seen.get(f"{release.model}/{release.target}", 0), pin.seq if pin else 0
+    )
+    if release.seq < last:
+        raise refusal(
+            "T06",
+            f"{candidate.label}: release {release.seq} of {release.model!r} is older than "
+            f"release {last}, which was loaded or pinned before",
+            f"release {last} or a later one",
+            "To go back on purpose, promote the older engine anew: trtbuild promote ENGINE",
+        )
+
+
+def _check_fresh(candidate: Candidate, release: Release, rule: Rule, now: datetime) -> None:
+    created, expires = moment(release.created), moment(release.expires)
+    if created > now + _SKEW:
+        problem, expected = f"is from the future ({release.created})", "a release of the past"
+    elif expires <= now:
+        problem, expected = f"expired at {release.expires}", "one that is still valid"
+    elif rule.max_age_days is not None and now - created > timedelta(days=rule.max_age_days):
+        problem = f"is of {release.created}"
+        expected = f"one of the last {rule.max_age_days} days"
+    else:
+        return
+    raise refusal(
+        "T07",
+        f"{candidate.label}: release {release.seq} of {release.model!r} {problem}",
+        expected,
+        "Check this machine's clock; if it is right, let the engine be promoted anew: "
+        "trtbuild promote ENGINE",
+    )
