@@ -87,7 +87,7 @@ def _try(manifest: Manifest, data: bytes, seconds: int, options: SessionOptions)
     head = encode(_trial(manifest, len(data), seconds, options)) + b"\n"
     with tempfile.TemporaryDirectory(prefix="trtbuild-canary-") as folder:
         inside = _inside(folder)
-        child = subprocess.Popen(  # noqa: S603  our own interpreter and module
+        with subprocess.Popen(  # noqa: S603  our own interpreter and module
             [*inside, sys.executable, "-m", "trtbuild.runtime.canary_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,15 +95,14 @@ def _try(manifest: Manifest, data: bytes, seconds: int, options: SessionOptions)
             cwd=folder,
             env=_environment(folder),
             start_new_session=True,
-        )
-        try:
-            output, _ = child.communicate(head + data, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"it was not done after {seconds} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        ) as child:
+            try:
+                output, _ = child.communicate(head + data, timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return f"it was not done after {seconds} s"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
     if child.returncode == 0:
         return ""
     last = output.decode("utf-8", "replace").strip()[-_KEPT_OUTPUT:]

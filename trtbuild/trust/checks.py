@@ -59,7 +59,12 @@ def decide(candidate: Candidate, envelopes: Sequence[bytes], situation: Situatio
         else:
             ignored = tuple(str(each) for each in (*newest, *refused))
             return msgspec.structs.replace(admission, ignored=ignored)
-    reasons = [*newest, *sorted(refused, key=lambda error: error.code, reverse=True)]
+    # A revoked key explains what is missing; else the newest release's own reason comes first.
+    refused.sort(key=lambda error: error.code, reverse=True)
+    revoked = [error for error in refused if error.code == "T16"]
+    reasons = [*revoked, *newest, *(error for error in refused if error.code != "T16")]
+    if evidence.has_statements:
+        reasons.append(_no_release(candidate))
     return _unsigned(candidate, situation, reasons)
 
 
@@ -129,6 +134,15 @@ def check_release(
         expires=release.expires,
         builders=provenance[1].names("builder", release.model) if provenance else (),
         promoters=signed.names("promoter", release.model),
+    )
+
+
+def _no_release(candidate: Candidate) -> TrustError:
+    return refusal(
+        "T04",
+        f"{candidate.label}: trusted keys signed statements about it, but no release of it",
+        "a release",
+        "Pull or sign it again: trtbuild promote ENGINE",
     )
 
 

@@ -59,6 +59,11 @@ class Evidence:
         self.refused: list[TrustError] = []
         self._signed: dict[str, Signed] = {}
 
+    @property
+    def has_statements(self) -> bool:
+        """Whether any statement counts."""
+        return bool(self._signed)
+
     def releases(self) -> list[tuple[Release, Signed]]:
         """Return the releases, the newest first."""
         found = [

@@ -34,7 +34,9 @@ DEVELOPER = "developer"
 """The name of the policy that is in force where no file is."""
 
 Role = Literal["builder", "promoter"]
-Pattern = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._*?\[\]-]{1,128}$", max_length=128)]
+Pattern = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9._*?\[\]-]{1,128}$(?!\n)", max_length=128)
+]
 Count = Annotated[int, msgspec.Meta(ge=0, le=16)]
 Days = Annotated[int, msgspec.Meta(ge=1, le=36500)]
 

@@ -32,9 +32,10 @@ _GATES = Literal["urn:trtbuild:gates:v1"]
 _RELEASE = Literal["urn:trtbuild:release:v1"]
 _SECOND = "%Y-%m-%dT%H:%M:%SZ"
 
-Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,128}$", max_length=128)]
+# A "$" of Python matches before a line break at the end, too.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$(?!\n)", max_length=128)]
 TargetName = Annotated[
-    str, msgspec.Meta(pattern="^[a-z0-9-]{1,32}:[A-Za-z0-9._+-]{1,128}$", max_length=161)
+    str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,32}:[A-Za-z0-9._+-]{1,128}$(?!\n)", max_length=161)
 ]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Second = Annotated[
