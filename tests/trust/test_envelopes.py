@@ -20,7 +20,6 @@ from tests.trust.forge import (
     PROMOTER,
     SECOND_PROMOTER,
     STRANGER,
-    Forge,
     forge,
 )
 from trtbuild.canonical import encode
@@ -35,15 +34,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.trust.forge import (
-    BUILDER,
-    NOW,
-    POLICY,
-    PROMOTER,
-    SECOND_PROMOTER,
-    STRANGER,
-    Forge,
-    forge,
-)
+        Forge,
+    )
+
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=8),

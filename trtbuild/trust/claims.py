@@ -182,7 +182,7 @@ def _code_inside(candidate: Candidate, problem: str) -> TrustError:
         "T11",
         f"{candidate.label}: {problem}",
         "no host code, and only plugins that the policy lists under [plugins] allowed",
-        "Build it without, or let the policy allow it (host_code = true, [plugins]) after review",
+        "Build it without, or let the policy allow it: host_code = true, or [plugins]",
     )
 
 
