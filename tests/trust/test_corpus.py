@@ -20,7 +20,7 @@ MACHINE = {"another_processor", "another_version_of_the_library"}
 
 
 @pytest.fixture(scope="module")
-def outcomes(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401  JSON
+def outcomes(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401  decoded
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.trust.corpus", str(built)),
@@ -36,7 +36,7 @@ def outcomes(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:  # n
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_an_attack_is_refused_by_its_own_check(name: str, outcomes: Any) -> None:  # noqa: ANN401  JSON
+def test_an_attack_is_refused_by_its_own_check(name: str, outcomes: Any) -> None:  # noqa: ANN401  decoded
     code, _ = CASES[name]
     outcome = outcomes[name]
     assert outcome["code"] == code
@@ -47,7 +47,7 @@ def test_an_attack_is_refused_by_its_own_check(name: str, outcomes: Any) -> None
         assert "child" not in outcome["events"]
 
 
-def test_the_good_engine_is_loaded_and_remembered(outcomes: Any) -> None:  # noqa: ANN401  JSON
+def test_the_good_engine_is_loaded_and_remembered(outcomes: Any) -> None:  # noqa: ANN401  decoded
     good = outcomes["good"]
     assert good["code"] == "loaded"
     assert good["memory_changed"]

@@ -21,8 +21,7 @@ def host_programs(data: bytes) -> tuple[str, ...]:
     while place >= 0:
         header = data[place : place + _HEADER_BYTES]
         if len(header) == _HEADER_BYTES and header[4] in (1, 2) and header[5] in (1, 2):
-            order = "little" if header[5] == 1 else "big"
-            machine = int.from_bytes(header[18:20], order)  # type: ignore[arg-type]
+            machine = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
             if header[6] == 1 and machine in _HOST_MACHINES:
                 found.append(_HOST_MACHINES[machine])
         place = data.find(_MAGIC, place + 1)
