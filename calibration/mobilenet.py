@@ -6,12 +6,13 @@ Bottlenecks", CVPR 2018), narrower and with fewer blocks. A sample is 48 x 48 pi
 photograph is cut into tiles; training, calibration and evaluation have tiles of their own, so
 that no pixel is in two of them.
 
-Weights: ``mobilenet.safetensors``, written by ``train_mobilenet.py``.
+Weights: ``mobilenet.safetensors.xz``, written by ``train_mobilenet.py``.
 """
 
 from __future__ import annotations
 
 import functools
+import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 METRIC_NAME = "top-1"
 METRIC_HIGHER_IS_BETTER = True
 
-WEIGHTS = Path(__file__).with_name("mobilenet.safetensors")
+WEIGHTS = Path(__file__).with_name("mobilenet.safetensors.xz")
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -115,7 +116,7 @@ class MobileNet(nn.Module):
 def model() -> nn.Module:
     """Return the trained network in evaluation mode; its weights are stored in float16."""
     network = MobileNet()
-    weights = safetensors.torch.load(WEIGHTS.read_bytes())
+    weights = safetensors.torch.load(lzma.decompress(WEIGHTS.read_bytes()))
     network.load_state_dict({name: value.float() for name, value in weights.items()})
     return network.eval()
 

@@ -6,6 +6,7 @@ on library and processor, so another machine gets weights of like quality, not e
 
 from __future__ import annotations
 
+import lzma
 import sys
 
 import numpy as np
@@ -29,7 +30,7 @@ def main() -> None:
     network = mobilenet.MobileNet()
     train(network)
     weights = {name: _stored(value) for name, value in network.state_dict().items()}
-    mobilenet.WEIGHTS.write_bytes(safetensors.torch.save(weights))
+    mobilenet.WEIGHTS.write_bytes(lzma.compress(safetensors.torch.save(weights)))
     sys.stdout.write(f"top-1 on the evaluation part: {evaluate(mobilenet.model()):.4f}\n")
 
 

@@ -203,4 +203,4 @@ def test_content_stays_small() -> None:
     assert sizes["digits.safetensors.xz"] < 1_500_000
     assert sizes["digits.npz"] < 400_000
     assert sizes["minilm.tsv.xz"] < 100_000
-    assert sizes["mobilenet.safetensors"] < 300_000
+    assert sizes["mobilenet.safetensors.xz"] < 300_000
