@@ -61,7 +61,7 @@ def get_or_make(
                     message = f"asked for {kind} {key}, got that of {made.kind} {made.key}"
                     raise ValueError(message)
                 counters.count_record(store, made, found=False)
-                return store.put(made), False
+                return store.put(made, shape), False
     counters.count_record(store, found, found=True)
     return found, True
 

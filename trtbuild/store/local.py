@@ -196,11 +196,11 @@ class Store:
             mark_used(self._record_path(kind, key))
             return found[0]
 
-    def put(self, record: Record) -> Record:
+    def put(self, record: Record, shape: type[object] = object) -> Record:
         """Store ``record`` durably if its key has none; return the one that is stored.
 
         The first writer wins: results of one key may differ in their bytes, and everybody must
-        get the same.
+        get the same. One whose value is not of ``shape`` does not count: it is set aside.
 
         Raises:
             StoreError: a blob that it names is not stored, or the store cannot be written.
@@ -221,7 +221,7 @@ class Store:
                 for _ in range(_ATTEMPTS):
                     if link_new(written.path, final, self.top):
                         return record
-                    winner = self._load(record.kind, record.key, object)
+                    winner = self._load(record.kind, record.key, shape)
                     if winner and self._has_blobs(winner[0]):
                         return winner[0]
                     if winner:

@@ -40,24 +40,25 @@ class TieredStore(Store):
             found = super().get(kind, key, shape)
         return found
 
-    def put(self, record: Record) -> Record:
+    def put(self, record: Record, shape: type[object] = object) -> Record:
         """Store ``record`` here and in the tiers that are written; return what is stored.
 
-        The first writer wins, among hosts too. Where a tier fails, the record is stored here
-        all the same before that is raised.
+        The first writer wins, among hosts too, unless another version of trtbuild wrote its
+        record, which is not of ``shape``: that stays there, and this one here. Where a tier
+        fails, the record is stored here all the same before that is raised.
 
         Raises:
             StoreError: the store cannot be written, or a tier fails whose policy is to fail.
         """
-        known = super().get(record.kind, record.key) if travels(record.kind) else record
+        known = super().get(record.kind, record.key, shape) if travels(record.kind) else record
         if known is not None:
-            return super().put(record)
+            return super().put(record, shape)
         try:
-            agreed = self.chain.publish(self.here, record)
+            agreed = self.chain.publish(self.here, record, shape)
         except StoreError:
-            super().put(record)
+            super().put(record, shape)
             raise
-        return super().put(agreed)
+        return super().put(agreed, shape)
 
     def share(self, record: Record) -> None:
         """Send statements that were made after ``record`` to the tiers that are written.

@@ -20,6 +20,7 @@ from trtbuild.errors import StoreError
 from trtbuild.store import Store, find_engine, make_record
 from trtbuild.store.lease import get_or_make
 from trtbuild.store.record import encode_record
+from trtbuild.store.resolve import Plan
 from trtbuild.store.statements import put_statement, statements
 from trtbuild.store.tiered import TieredStore
 from trtbuild.store.tiers.address import read_address
@@ -111,6 +112,24 @@ def test_of_two_hosts_that_made_one_key_the_first_writers_bytes_are_everybodys(
     assert second.put(slept) == made
     assert second.here.get("engine", KEY) == made
     assert second.read(made.blobs[0].sha256) == b"the first bytes"
+
+
+def test_a_record_of_another_version_stays_there_and_this_machine_keeps_its_own(
+    uri: str, tmp_path: Path
+) -> None:
+    first = host(tmp_path / "first", uri, "&write=yes")
+    first.put(record_of(first, b"engine"))
+    second = host(tmp_path / "second", uri, "&write=yes")
+    plan = make_record("engine", KEY, {}, Plan(engine_key=KEY))
+    found, appeared = get_or_make(second, "engine", KEY, lambda: plan, Plan)
+    assert (found.read(Plan), appeared) == (Plan(engine_key=KEY), False)
+    assert any("keeps its own" in each.reason for each in second.incidents)
+    assert get_or_make(second, "engine", KEY, pytest.fail, Plan)[0].read(Plan) == found.read(
+        Plan
+    )
+    third = host(tmp_path / "third", uri).get("engine", KEY)
+    assert third is not None
+    assert [blob.name for blob in third.blobs] == ["engine"]
 
 
 def test_a_push_that_was_interrupted_goes_on_with_what_is_missing(

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from trtbuild.errors import StoreError
 from trtbuild.store import counters
 from trtbuild.store.record import encode_record
 from trtbuild.store.tiers import transfer
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.lease import TTL_S, Turn, take_turn
-from trtbuild.store.tiers.names import lease_name
+from trtbuild.store.tiers.names import lease_name, record_name
 from trtbuild.store.tiers.tier import TierError
 
 if TYPE_CHECKING:
@@ -137,16 +138,17 @@ class Chain:
                 link.count(store, kind, "miss")
         return False
 
-    def publish(self, store: Store, record: Record) -> Record:
-        """Send a record to all tiers that this machine writes; return the one that is there.
+    def publish(self, store: Store, record: Record, shape: type[object] = object) -> Record:
+        """Send a record to all tiers that this machine writes; return the one to use.
 
-        Where another host was first, its record is brought to ``store`` and is everybody's.
+        Where another host was first, its record is brought to ``store`` and is everybody's, if
+        its value is of ``shape``.
 
         Raises:
             TierError: a tier fails, and its policy is to fail.
         """
         for link in self._writable():
-            work = partial(_agreed, link, store, record)
+            work = partial(_agreed, link, store, record, shape)
             agreed = link.answered(store, record.kind, work, fails=link.address.write_fails)
             record = agreed or record
         return record
@@ -200,13 +202,19 @@ def _push(link: Link, store: Store, record: Record) -> None:
     transfer.push(link.tier, store, record)
 
 
-def _agreed(link: Link, store: Store, record: Record) -> Record:
+def _agreed(link: Link, store: Store, record: Record, shape: type[object]) -> Record:
     """Send ``record``; return it, or the record that another host had put there first."""
     tier = link.tier
     if transfer.push(tier, store, record).won:
         return record
     winner = transfer.fetch_record(tier, record.kind, record.key)
     if winner is None or encode_record(winner) == encode_record(record):
+        return record
+    try:
+        winner.read(shape)
+    except StoreError as error:
+        name = record_name(record.kind, record.key)
+        store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
         return record
     if not transfer.pull(tier, store, record.kind, record.key):
         raise TierError(
