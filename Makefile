@@ -66,6 +66,8 @@ lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 		mv requirements/$$lock.new requirements/$$lock.txt || exit 1; \
 	done  # what demo.txt, installed first, has not
 	sed -i -e '/^    --hash/d' -e 's/ \\$$//' requirements/tests.txt  # demo.txt and dev.txt have them
+	$(PYTHON) requirements/trim.py requirements/build.txt requirements/demo.txt \
+		requirements/dev.txt requirements/gpu.txt requirements/weights.txt
 	awk 'FILENAME != last { files++; last = FILENAME } files < 4 { if (/^[a-z]/) known[$$0]; next } \
 		/^[a-z]/ { drop = $$0 in known; if (drop) sub(/ \\$$/, "") } !drop || /^[a-z]/' \
 		requirements/demo.txt requirements/gpu.txt requirements/dev.txt requirements/serve.txt \
