@@ -17,7 +17,7 @@ UV_LOCK := .venvs/lock/bin/uv pip compile --quiet --universal --generate-hashes 
 	--override requirements/overrides.txt --no-emit-package torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint coverage lock clean
+.PHONY: help demo test test-nightly test-all lint coverage lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,7 +27,10 @@ demo: .venv/.demo  ## Build, verify and report INT8 engines of a real digit clas
 
 test: .venv/.dev lint  ## Everything that needs no GPU: linters, types, layers, tests
 	@echo "== pytest"
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not nightly" $(PYTEST_ARGS)
+
+test-nightly: .venv/.dev  ## The long forms of the reliability tests: hours
+	$(BIN)/python -m pytest -m nightly -s $(PYTEST_ARGS)
 
 test-all:  ## The suite without frameworks on every Python 3.10 to 3.13 found here
 	@.ci/test-all
@@ -43,7 +46,7 @@ lint: .venv/.dev  ## Formatting, lint, types and layers
 	$(BIN)/lint-imports
 
 coverage: .venv/.dev  ## The suite once more, with branch coverage
-	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not nightly" --cov --cov-report=term $(PYTEST_ARGS)
 
 lock:  ## Write the locks anew from pyproject.toml and requirements/*.in
 	test -x .venvs/lock/bin/uv || { $(PYTHON) -m venv .venvs/lock && \

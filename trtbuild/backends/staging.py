@@ -8,6 +8,7 @@ name per node; tensor names are the model's interface and stay.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -212,6 +213,8 @@ class _Copies:
         folder = self._model.parent.resolve()
         try:
             resolved = (folder / location).resolve(strict=True)
+            if resolved == folder:
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if resolved.is_relative_to(folder):
                 return _open_below(folder, resolved.relative_to(folder).parts)
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle

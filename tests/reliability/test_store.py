@@ -1,0 +1,289 @@
+"""The store under load, damage, power cuts and failing disks."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reliability import power
+from tests.reliability.filling import fill, key_of
+from tests.store.engines import engine_key, put_engine
+from tests.store.test_lease import run_processes
+from trtbuild.canonical import digest
+from trtbuild.errors import StoreError
+from trtbuild.store import BlobLostError, Store, make_record
+from trtbuild.store.audit import audit
+from trtbuild.store.collect import Limits, collect
+from trtbuild.store.pins import pin
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+nightly = pytest.mark.nightly
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"))
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+@nightly
+def test_64_processes_make_a_key_once_in_each_of_100_rounds(tmp_path: Path) -> None:
+    """C1."""
+    answer = run_processes("stampede", tmp_path / "store", 64, 100, "locks")
+    assert (answer["failed"], len(answer["builds"])) == (0, 100)
+    assert len({(key, data) for key, data, _ in answer["seen"]}) == 100
+
+
+@nightly
+def test_2000_kills_damage_nothing(tmp_path: Path) -> None:
+    """D1."""
+    answer = run_processes("killed", tmp_path / "store", 2000)
+    assert (answer["bad"], answer["lost"], answer["left"]) == (0, 0, [])
+
+
+@pytest.mark.parametrize("processes", [12, pytest.param(64, marks=nightly)])
+def test_16_keys_are_made_once_while_a_collection_runs(store: Store, processes: int) -> None:
+    """C2."""
+    fill(store, 200)
+    pinned = put_engine(store, engine_key("sm_89", 3), b"pinned")
+    pin(store, pinned, "release")
+    done = threading.Event()
+    removed: list[int] = []
+
+    def collecting() -> None:
+        while not done.is_set():
+            limits = Limits(high_bytes=0, low_bytes=0)
+            removed.append(collect(store, limits).records)
+
+    collector = threading.Thread(target=collecting)
+    collector.start()
+    command = [sys.executable, str(HERE / "load.py"), "keys", str(store.root), "16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        for _ in range(processes)
+    ]
+    answers = [json.loads(process.communicate()[0]) for process in running]
+    done.set()
+    collector.join()
+    assert sum(answer["made"] for answer in answers) == 16
+    assert len({tuple(answer["digests"]) for answer in answers}) == 1
+    assert sum(removed) == 200
+    assert store.get("engine", pinned.key)
+    assert audit(store, repair=False, say=quiet).sound
+
+
+@pytest.mark.parametrize("flips", [300, pytest.param(10_000, marks=nightly)])
+def test_no_flipped_bit_is_served(store: Store, flips: int) -> None:
+    """I1: in blobs and in records."""
+    blob = store.put_bytes("engine", os.urandom(4096))
+    key = digest("t", 1)
+    store.put(make_record("engine", key, {"of": "it"}, {"a": 1}, (blob,)))
+    record = store.top / "ac" / "engine" / key[:2] / key
+    draw = random.Random(1)  # noqa: S311  no secret
+    for path in (store.path(blob.sha256), record):
+        data = path.read_bytes()
+        for _ in range(flips):
+            place = draw.randrange(8 * len(data))
+            flipped = bytearray(data)
+            flipped[place // 8] ^= 1 << place % 8
+            path.unlink(missing_ok=True)
+            path.write_bytes(flipped)
+            if path == record:
+                assert store.get("engine", key) is None
+            else:
+                with pytest.raises(BlobLostError):
+                    store.read(blob.sha256)
+        path.write_bytes(data)
+    assert store.get("engine", key)
+
+
+@pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=nightly)])
+def test_a_file_that_is_swapped_while_it_is_read_is_never_served(
+    store: Store, rounds: int
+) -> None:
+    """I4: whatever the moment, a reader has the right bytes or none."""
+    good = b"g" * 100_000
+    sha256 = store.put_bytes("engine", good).sha256
+    path = store.path(sha256)
+    done = threading.Event()
+
+    def swap() -> None:
+        for number in range(1 << 30):
+            if done.is_set():
+                return
+            other = store.root / "other"
+            other.write_bytes(good if number % 2 else b"b" * 100_000)
+            other.replace(path)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    answers = [_read(store, sha256) for _ in range(rounds)]
+    done.set()
+    swapper.join()
+    assert set(answers) == {good, None}
+
+
+def _read(store: Store, sha256: str) -> bytes | None:
+    try:
+        return store.read(sha256)
+    except BlobLostError:
+        return None
+
+
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <unistd.h>
+static int left, code;
+int arm(int calls, int error) { int was = left; left = calls; code = error; return was; }
+static int fails(void) { if (left > 0 && --left == 0) { errno = code; return 1; } return 0; }
+#define NEXT(name, kind) ((kind)dlsym(RTLD_NEXT, name))
+ssize_t write(int f, const void *b, size_t n) {
+  return fails() ? -1 : NEXT("write", ssize_t (*)(int, const void *, size_t))(f, b, n); }
+int fsync(int f) { return fails() ? -1 : NEXT("fsync", int (*)(int))(f); }
+int linkat(int a, const char *b, int c, const char *d, int e) { return fails() ? -1 :
+  NEXT("linkat", int (*)(int, const char *, int, const char *, int))(a, b, c, d, e); }
+int link(const char *a, const char *b) {
+  return fails() ? -1 : NEXT("link", int (*)(const char *, const char *))(a, b); }
+int close(int f) { int bad = fails(); int r = NEXT("close", int (*)(int))(f);
+  if (bad) { errno = code; return -1; } return r; }
+"""
+
+
+def faults_at_every_call(root: Path) -> dict[str, int]:
+    """Let each write, sync, link and close of a publish fail in turn, in this process."""
+    shim = ctypes.CDLL(None)
+    refused = points = 0
+    for code in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
+        for call in range(1, 100):
+            store = Store.open(str(root))
+            key = digest("t", [code, call])
+            data = os.urandom(1000)
+            shim.arm(call, code)
+            try:
+                blob = store.put_bytes("engine", data)
+                store.put(make_record("engine", key, {}, {}, (blob,)))
+            except StoreError:
+                refused += 1
+            if shim.arm(0, 0):
+                break
+            points += 1
+            if store.get("engine", key):
+                assert store.read(hashlib.sha256(data).hexdigest()) == data
+            again = store.put_bytes("engine", os.urandom(1000))
+            store.put(make_record("engine", key, {}, {}, (again,)))
+    found = audit(Store.open(str(root)), repair=False, say=quiet)
+    return {"points": points, "refused": refused, "faults": len(found.faults)}
+
+
+def test_a_disk_that_fails_at_any_call_damages_nothing(tmp_path: Path) -> None:
+    """D4."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "shim.c").write_text(SHIM)
+    shim = tmp_path / "shim.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c", "-ldl"], check=True
+    )
+    program = (
+        "import json, sys; from pathlib import Path; from tests.reliability import test_store;"
+        "print(json.dumps(test_store.faults_at_every_call(Path(sys.argv[1]))))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(shim)}
+    command = [sys.executable, "-c", program, str(tmp_path / "store")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert answer["points"] > 50
+    assert answer["refused"] >= answer["points"] // 2
+    assert answer["faults"] == 0
+
+
+@pytest.mark.parametrize("system", ["ext4", "xfs", "btrfs"])
+@pytest.mark.parametrize("trials", [2, pytest.param(50, marks=nightly)])
+@pytest.mark.parametrize("fsync", ["synced", "nothing"])
+def test_an_acknowledged_publish_survives_a_power_cut(
+    system: str, trials: int, fsync: str, tmp_path: Path
+) -> None:
+    """D2, and D3 with fsync doing nothing: what is lost then is a miss and never served."""
+    if os.geteuid() or not shutil.which(f"mkfs.{system}"):
+        pytest.skip(f"needs root and mkfs.{system}")
+    if not power.can_mount(system, tmp_path):
+        pytest.skip(f"cannot mount {system} on a loop device here")
+    found = [power.trial(system, tmp_path / str(turn), fsync) for turn in range(trials)]
+    assert sum(each["acknowledged"] for each in found) >= trials
+    assert sum(each["served_wrong"] for each in found) == 0
+    if fsync == "synced":
+        assert sum(each["lost"] for each in found) == 0
+    else:
+        assert sum(each["lost"] for each in found) > 0, "this showed nothing"
+
+
+@nightly
+def test_100_000_entries_are_collected_and_nothing_live_is_lost(store: Store) -> None:
+    """G1: the figure is 30 s; the benchmark measures it."""
+    fill(store, 100_000)
+    kept = put_engine(store, engine_key("sm_89", 3), b"pinned")
+    pin(store, kept, "release")
+    low = 30_000_000
+    found = collect(store, Limits(high_bytes=low + 1, low_bytes=low))
+    assert found.after_bytes <= low
+    assert found.records > 10_000
+    assert store.get("engine", kept.key)
+    assert store.get("ranges", key_of(99_999))
+    assert store.get("ranges", key_of(0)) is None
+
+
+def test_a_store_of_schema_1_is_read(tmp_path: Path) -> None:
+    """V1: written by version 0.1.0; each released schema keeps such a file."""
+    root = tmp_path / "store"
+    for name, text in json.loads((HERE / "store-v1.json").read_text()).items():
+        (root / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    root.chmod(0o700)
+    store = Store.open(str(root))
+    (record,) = store.records("engine")
+    assert store.get("engine", record.key) == record
+    assert store.read(record.blobs[0].sha256) == b"plan for sm_89"
+    assert record.key == engine_key("sm_89", 3).digest
+    assert audit(store, repair=False, say=quiet).sound
+
+
+@nightly
+def test_a_soak_leaks_nothing_and_serves_nothing_wrong(tmp_path: Path) -> None:
+    """R1: eight processes; TRTBUILD_SOAK_S says how long, an hour by default."""
+    seconds = os.environ.get("TRTBUILD_SOAK_S", "3600")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(HERE / "load.py"), "soak", str(tmp_path / "store"), seconds]
+    begun = time.monotonic()
+    running = [
+        subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, env=environment)
+        for n in range(8)
+    ]
+    answers = [json.loads(process.communicate()[0]) for process in running]
+    assert time.monotonic() - begun >= float(seconds)
+    print(answers)  # noqa: T201  the record of the run
+    assert all(answer["wrong"] == 0 for answer in answers)
+    assert all(answer["files"] == 0 for answer in answers), "open files grew"
+    hours = max(float(seconds) / 3600, 0.25)  # below, warming up counts as growth
+    assert all(answer["grown_mib"] < max(1.0, hours) * 2 for answer in answers)
