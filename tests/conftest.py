@@ -45,5 +45,6 @@ def _own_store(
     monkeypatch.setenv("TRTBUILD_STORE", str(folder / "store"))
     monkeypatch.setenv("TRTBUILD_STATE", str(folder / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     for name in ("TRTBUILD_POLICY", "TRTBUILD_SIGNING_KEY"):
         monkeypatch.delenv(name, raising=False)

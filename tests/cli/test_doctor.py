@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trtbuild.backends import NAMES
 from trtbuild.cli.doctor import doctor, lines
-from trtbuild.cli.installation import LIBRARIES, Check, library_check, store_check
+from trtbuild.cli.installation import LIBRARIES, Check, library_check, store_check, tier_checks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,10 +127,20 @@ def test_a_store_that_others_may_write_to_is_broken(tmp_path: Path) -> None:
     assert "chmod go-w" in found.detail
 
 
-def test_a_remote_store_is_refused_in_words() -> None:
-    found = store_check("s3://bucket/engines")
-    assert found.state == "broken"
-    assert "not in this version" in found.detail
+def test_a_remote_tier_that_answers_is_ok_and_others_say_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    uri = f"{tmp_path / 'here'},{share},{tmp_path / 'gone'},ftp://host/x,s3://bucket/engines"
+    monkeypatch.setenv("TRTBUILD_OFFLINE", "1")
+    found = tier_checks(uri)
+    assert [each.state for each in found] == ["ok", "broken", "broken", "missing"]
+    assert "gone" in found[1].detail
+    assert "ftp" in found[2].detail
+    assert "TRTBUILD_OFFLINE" in found[3].detail
+    assert store_check(uri).state == "ok"
+    assert tier_checks(str(tmp_path)) == []
 
 
 def test_a_folder_that_cannot_be_written_is_broken_with_a_remedy() -> None:

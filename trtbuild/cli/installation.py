@@ -22,6 +22,9 @@ from trtbuild.backends import processor, sandbox
 from trtbuild.engine import Value
 from trtbuild.errors import TrtbuildError
 from trtbuild.store import location
+from trtbuild.store.tiers.address import read_address
+from trtbuild.store.tiers.connect import connect
+from trtbuild.store.tiers.names import record_name
 
 State = Literal["ok", "missing", "broken"]
 
@@ -30,6 +33,7 @@ _MEMINFO = Path("/proc/meminfo")
 _DRIVER = Path("/proc/driver/nvidia/version")
 _PYTHONS = ((3, 10), (3, 13))
 _MIB = 1 << 20
+_UNASKED = f"not asked: {location.OFFLINE} forbids the network"
 _GIB = 1 << 30
 
 _TRY_IMPORT = """\
@@ -150,6 +154,7 @@ def examine(store: str) -> tuple[Check, ...]:
         *gpu_checks(),
         *(check for check in libraries if check.group == "gpu"),
         store_check(store),
+        *tier_checks(store),
     )
 
 
@@ -314,6 +319,35 @@ def _gpu(entry: dict[str, str | int]) -> Check:
         version=str(entry["arch"]),
         detail=f"{memory // _MIB} MiB" if memory else "",
     )
+
+
+def tier_checks(uri: str) -> list[Check]:
+    """Return whether the remote tiers of a store answer; with none there is nothing to tell.
+
+    Offline, those that need the network are not asked.
+    """
+    checks = []
+    for remote in location.locate(uri).remotes:
+        try:
+            address = read_address(remote)
+            if location.is_offline() and address.is_network:
+                found = Check(
+                    group="store", name=address.shown, state="missing", detail=_UNASKED
+                )
+            else:
+                connect(address).size(record_name("engine", "0" * 64))
+                found = Check(
+                    group="store",
+                    name=address.shown,
+                    state="ok",
+                    detail="answers; results go there too"
+                    if address.write
+                    else "answers; read",
+                )
+        except TrtbuildError as error:
+            found = Check(group="store", name=remote, state="broken", detail=str(error))
+        checks.append(found)
+    return checks
 
 
 def store_check(uri: str) -> Check:

@@ -92,9 +92,7 @@ def run(work: Work) -> Report:
     """
     report, dependencies = _whole(work, None)
     question = recall.question_of(work.recipe, work.plan)
-    found = [engine.verification for engine in report.engines]
-    if not any(each.measured_on == "device" and each.no_latency for each in found):
-        # An invalid run, of a device that throttled, is measured again the next time.
+    if dependencies is not None:
         recall.remember(work.store, question, dependencies, report)
     return _with_incidents(report, work.store)
 
@@ -112,9 +110,10 @@ def verify(work: Work, manifest: Manifest) -> Report:
 
 def _whole(
     work: Work, manifest: Manifest | None, attempts: int = _ATTEMPTS
-) -> tuple[Report, Dependencies]:
+) -> tuple[Report, Dependencies | None]:
     """Return the report of a run, begun again where the store lost a file under its feet.
 
+    Without dependencies where it must not be remembered, since a device throttled.
     Such a file was set aside, so that its record is a miss now: all but that is found again.
     """
     try:
@@ -155,12 +154,13 @@ class _Run:
         self._context = context
         self._work = work
         self._manifest = manifest
+        self._throttled = False
         self._precision: Precision = work.recipe.quantization.precision
         self._skipped = [
             SkippedTarget(target=item.target, reason=item.reason) for item in work.plan.skipped
         ]
 
-    def report(self) -> tuple[Report, Dependencies]:
+    def report(self) -> tuple[Report, Dependencies | None]:
         context = self._context
         policy_of(context.recipe)  # a mistake in it is told before any work
         data = open_data(context)
@@ -199,7 +199,7 @@ class _Run:
             dependencies = merged(dependencies, data.dependencies)
         if cache is not None:
             dependencies = merged(dependencies, cache.dependencies)
-        return report, dependencies
+        return report, None if self._throttled else dependencies
 
     def _networks(
         self, graph: Graph, data: Data | None, cache: Legacy | None
@@ -301,6 +301,7 @@ class _Run:
                     engine=engine, baseline=baseline, data=data, graph=graph, profile=profile
                 )
                 times = timing(context, race, fresh=self._work.fresh)
+                self._throttled |= bool(times.throttled)
             judged = verification(context, engine, accuracy, times, no_latency)
             reports.append(_engine_report(context, engine, judged))
         return reports
