@@ -65,6 +65,9 @@ class Backend(Protocol):
     OPTIONS: Mapping[str, Setting]
     """The builder settings it honors, with their defaults."""
 
+    REFUSED: Mapping[str, str]
+    """Why it does not honor settings that other backends have, where that is worth saying."""
+
     PRECISIONS: tuple[Precision, ...]
     """The precisions that it has kernels for, on some processor or GPU."""
 

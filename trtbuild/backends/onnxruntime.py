@@ -26,6 +26,8 @@ _DISTRIBUTION = "onnxruntime"
 OPTIONS: Mapping[str, Setting] = {}
 """None: thread counts and the like belong to a session and change no byte of an engine."""
 
+REFUSED: Mapping[str, str] = {}
+
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 """No processor has BF16 kernels for Conv, Gemm and MatMul in ONNX Runtime 1.32. Those for FP16
 exist on some; elsewhere it computes in FP32, which the report says and its gate refuses."""

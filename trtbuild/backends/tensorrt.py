@@ -25,6 +25,7 @@ __all__ = ["OPTIONS", "RESTS", "SCHEME", "SCHEMES", "WEIGHTS"]
 
 NAME = "tensorrt"
 OPTIONS: Mapping[str, Setting] = trt_settings.OPTIONS
+REFUSED: Mapping[str, str] = {}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "nvfp4")
 
 _INSTALL = "trtbuild[tensorrt]"

@@ -52,6 +52,15 @@ offered: build routes, hardware and version compatibility, DLA, other platforms;
 would need a GPU; there are no plug-ins; and its kernels are chosen on the device, so that
 building again finds nothing faster."""
 
+REFUSED: Mapping[str, str] = {
+    "timing_cache": "it times no kernels when it builds, so that there is nothing to keep; "
+    "they are chosen on the user's GPU",
+    "plugins": "it has no plug-ins",
+    "build_repeats": "it times no kernels when it builds: a second engine is no faster",
+    "hardware_compatible": "name the architectures instead: it builds for each",
+    "version_compatible": "its engines load only in the version that built them",
+}
+
 PRECISIONS: tuple[Precision, ...] = (
     "fp32",
     "fp16",

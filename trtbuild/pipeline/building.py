@@ -110,6 +110,23 @@ def libraries(store: Store, planned: Planned) -> tuple[Blob, ...]:
     )
 
 
+def pinned_cache(store: Store, planned: Planned) -> tuple[Blob, ...]:
+    """Return the pinned timing cache of an engine, if it has one, for its record to name.
+
+    A collection keeps what a record names: without the cache nobody could build the engine of
+    this key again.
+
+    Raises:
+        StoreError: the store does not have it (any more).
+    """
+    mode = str(dict(planned.settings).get("timing_cache", ""))
+    if not mode.startswith(f"{PINNED}:"):
+        return ()
+    sha256 = mode.removeprefix(f"{PINNED}:")
+    size = store.verified_path(sha256).stat().st_size
+    return (Blob(name="timing-cache", sha256=sha256, bytes=size),)
+
+
 def seconds_before(store: Store, recipe: str, planned: Planned, precision: str) -> float:
     """Return the seconds of the last build of a recipe for a target, 0 where none is known."""
     newest, seconds = "", 0.0

@@ -16,7 +16,13 @@ from trtbuild.engine import EngineKey, Manifest, ShapeRange
 from trtbuild.errors import RecipeError
 from trtbuild.graph.cost import count_macs, quantizer_names
 from trtbuild.graph.operands import operand_precisions
-from trtbuild.pipeline.building import Watch, libraries, seconds_before, timing_file
+from trtbuild.pipeline.building import (
+    Watch,
+    libraries,
+    pinned_cache,
+    seconds_before,
+    timing_file,
+)
 from trtbuild.recipe import profile_table, recipe_json
 from trtbuild.store import make_record, put_plan
 from trtbuild.store.statements import mark_built
@@ -122,6 +128,7 @@ def build_engine(
         confined = sandbox.chosen()
         context.say(name if confined.program else f"{name} (no sandbox: {confined.reason})")
         plugins = libraries(context.store, planned)
+        named = (*plugins, *pinned_cache(context.store, planned))
         expected_s = seconds_before(context.store, context.recipe.name, planned, precision)
         with context.store.scratch() as folder:
             request = BuildRequest(
@@ -158,7 +165,7 @@ def build_engine(
             trtbuild_version=trtbuild.__version__,
             recipe=recipe_json(_asking_for(context.recipe, precision)),
         )
-        return make_record("engine", key.digest, key, manifest, (blob, *plugins))
+        return make_record("engine", key.digest, key, manifest, (blob, *named))
 
     name = f"build {planned.target} {precision}"
     before = len(context.stages)

@@ -173,9 +173,14 @@ def _check_options(recipe: Recipe, names: set[str]) -> None:
     for option, value in recipe.build.options.items():
         if option not in honored:
             known = ", ".join(sorted(honored)) or "none"
+            why = "".join(
+                f". {name}: {backend(name).REFUSED[option]}"
+                for name in sorted(names)
+                if option in backend(name).REFUSED
+            )
             raise RecipeError(
                 f"{recipe.name}: [build.options] {option}: no backend of the targets "
-                f"({', '.join(sorted(names))}) honors it; they honor: {known}"
+                f"({', '.join(sorted(names))}) honors it; they honor: {known}{why}"
             )
         default = backend(honored[option]).OPTIONS[option]
         if type(value) is not type(default):
