@@ -186,6 +186,8 @@ class Layers(Value, frozen=True, kw_only=True):
 class BuildRecord(Value, frozen=True, kw_only=True):
     """What a build returns beside the engine's bytes: layers, warnings, costs.
 
+    ``refitted``: a stored engine got new weights, whose layers are that engine's.
+
     ``peak_rss_bytes`` is the high-water mark of the child that built; ``warnings`` are the
     backend's own lines that a reader should see, each once.
     """
@@ -196,6 +198,7 @@ class BuildRecord(Value, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     seconds: float
     peak_rss_bytes: int
+    refitted: bool = False
 
 
 class Manifest(Value, frozen=True, kw_only=True):
@@ -205,7 +208,9 @@ class Manifest(Value, frozen=True, kw_only=True):
     were, so that the engine can be verified again. ``mac_share`` is the share of
     multiply-accumulates by the precision that computes them, 0 to 1. ``fused_layers`` counts
     the layers that cover more than one operator, QuantizeLinear and DequantizeLinear not
-    counted.
+    counted. ``refit_of`` is the digest of the engine that was given other weights instead of
+    building this one. ``weights_sha256`` is the network that an engine stored without weights
+    (``strip_plan``) is given them from. Both are empty for others.
     """
 
     key: str
@@ -225,4 +230,6 @@ class Manifest(Value, frozen=True, kw_only=True):
     trtbuild_version: str
     recipe: str
     mac_share: dict[str, float] = msgspec.field(default_factory=dict)
+    refit_of: str = ""
+    weights_sha256: str = ""
     schema: int = 1

@@ -39,6 +39,7 @@ RECEIVERS = {
     "layer": "ILayer",
     "parser": "OnnxParser",
     "refitter": "Refitter",
+    "giver": "OnnxParserRefitter",
     "registry": "IPluginRegistry",
     "runtime": "Runtime",
     "_runtime": "Runtime",
@@ -56,6 +57,9 @@ DETECTED = {
     "ComputeCapability": "after hasattr(num_compute_capabilities)",
     "mark_weights_refittable": "after the flag REFIT_INDIVIDUAL, which came with it",
     "are_weights_marked_refittable": "after the flag REFIT_INDIVIDUAL",
+    "get_named_weights": "after hasattr(OnnxParserRefitter), which came with it",
+    "create_serialization_config": "after hasattr(SerializationFlag)",
+    "serialize_with_config": "after hasattr(SerializationFlag)",
     "progress_monitor": "where IProgressMonitor is",
 }
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import trtbuild
 from trtbuild.backends import cuda_device, trt_session
-from trtbuild.backends.session import SessionOptions
+from trtbuild.backends.session import Plan, SessionOptions
 from trtbuild.backends.trt_engine import Engine
 from trtbuild.engine import Manifest
 from trtbuild.runtime import warmup
@@ -42,7 +42,7 @@ class BareLoop:
         found = trt_session.library_api(target.backend, library.module)
         device = cuda_device.device(0)
         device.enter()
-        self.engine = Engine(plan, found, SessionOptions())
+        self.engine = Engine(Plan(engine=plan), found, SessionOptions())
         self.stream = cuda_device.Stream()
         scratch = device.allocate(max(self.engine.scratch_bytes, 256))
         self.context = self.engine.new_context(int(scratch))

@@ -21,8 +21,9 @@ from trtbuild.store import BlobLostError, Store, make_record
 from trtbuild.store.collect import Limits, collect
 
 if TYPE_CHECKING:
-    from trtbuild.pipeline.targets import Plan, Planned
     from pathlib import Path
+
+    from trtbuild.pipeline.targets import Plan, Planned
 
 HOPPER = Target(backend="tensorrt", arch="sm_90", os="linux-x86_64", device="H100")
 LIBRARY = Fingerprint(backend="tensorrt", version="10.13.0", build="b")
@@ -172,8 +173,9 @@ def test_the_time_left_comes_from_the_last_build_for_the_target(
 def test_a_watch_speaks_now_and_then_and_only_when_something_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, said = [0.0], []
-    monkeypatch.setattr(building.time, "monotonic", lambda: now[0])
+    now = [0.0]
+    said: list[str] = []
+    monkeypatch.setattr("trtbuild.pipeline.building.time.monotonic", lambda: now[0])
     watch = building.Watch(said.append, "build", 60)
     for now[0], doing in ((5, "parsing"), (11, ""), (12, "timing"), (15, "timing"), (23, "t")):
         watch(doing)

@@ -13,7 +13,7 @@ import pytest
 
 import trtbuild
 from tests.runtime import simulated
-from trtbuild.backends.session import SessionOptions
+from trtbuild.backends.session import Plan, SessionOptions
 from trtbuild.engine import ShapeRange
 from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
 from trtbuild.runtime import warmup
@@ -35,7 +35,11 @@ def session(
 ) -> LoadedSession:
     module = importlib.import_module("trtbuild.backends.trt_device")
     found: LoadedSession = module.open_engine(
-        b"plan", 0, simulated.Api(device, **engine), options or SessionOptions(), LABELS
+        Plan(engine=b"plan"),
+        0,
+        simulated.Api(device, **engine),
+        options or SessionOptions(),
+        LABELS,
     )
     return found
 
@@ -209,7 +213,9 @@ def test_too_little_memory_for_one_context_is_an_error_before_any_call(
 def test_bytes_that_are_no_engine_are_refused(device: simulated.Device) -> None:
     module = importlib.import_module("trtbuild.backends.trt_device")
     with pytest.raises(TrustError, match="refuses the engine"):
-        module.open_engine(b"junk", 0, simulated.Api(device), SessionOptions(), LABELS)
+        module.open_engine(
+            Plan(engine=b"junk"), 0, simulated.Api(device), SessionOptions(), LABELS
+        )
 
 
 @pytest.mark.parametrize("how", ["close", "collect"])

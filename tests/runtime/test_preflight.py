@@ -77,6 +77,12 @@ def on(**changes: object) -> Machine:
         (manifest(device="NVIDIA H200"), H100, TrustError, ["NVIDIA H200", "NVIDIA H100"]),
         (manifest(version="11.3.0.1"), H100, TrustError, ["11.3.0.1", VERSION]),
         (manifest(), on(library=LEAN), TrustError, ["lean", "version-compatible"]),
+        (
+            manifest(strip_plan=True, version_compatible=True),
+            on(library=LEAN),
+            TrustError,
+            ["without its weights", "strip_plan"],
+        ),
         (manifest("10.13.0.1", version_compatible=True), H100, TrustError, ["allow_host_code"]),
         (
             manifest("8.6.1", version_compatible=True),

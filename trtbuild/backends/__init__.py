@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trtbuild.backends.job import BuildRequest
     from trtbuild.backends.scheme import Scheme, WeightScheme
-    from trtbuild.backends.session import LoadedSession, SessionOptions
+    from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.engine import (
         BuildRecord,
         Fingerprint,
@@ -118,7 +118,11 @@ class Runtime(Protocol):
         """
 
     def open_session(
-        self, engine: bytes, target: Target, options: SessionOptions = ...
+        self,
+        engine: bytes,
+        target: Target,
+        options: SessionOptions = ...,
+        attached: Attached = ...,
     ) -> LoadedSession:
         """Return a session of an engine whose bytes were verified by the caller."""
 

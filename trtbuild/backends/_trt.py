@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -14,8 +13,10 @@ from trtbuild.backends import (
     staging,
     trt_inspector,
     trt_plan,
+    trt_plugins,
     trt_precision,
     trt_progress,
+    trt_refit,
     trt_repeats,
     trt_settings,
 )
@@ -26,6 +27,7 @@ from trtbuild.backends.trt_layers import read_layers
 from trtbuild.backends.trt_log import Refusal
 from trtbuild.backends.trt_timing import TimingCache
 from trtbuild.engine import BuildRecord, Layers
+from trtbuild.graph.structure import initializers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,29 +57,51 @@ class _Build:
         mode = str(values.get("timing_cache", ""))
         self._timing = TimingCache(mode, request.timing_cache, self._refusal)
 
-    def load_plugins(self, folder: Path) -> None:
-        """Load the stock plug-ins and copies of the request's libraries, in ``folder``.
+    def load_plugins(self) -> None:
+        """Load the stock plug-ins and copies of the request's libraries.
 
         Raises:
-            BuildError: a library is not the one of the key, or TensorRT refuses it.
+            MissingBackendError: a library cannot be loaded.
+            TrustError: a library is not the one of the key.
         """
-        wanted = str(self._values.get("plugins", ""))
-        if "plugins" in self._values:
-            self._trt.init_libnvinfer_plugins(self._api.logger, "")
-        registry = self._builder.get_plugin_registry() if wanted else None
-        for index, path in enumerate(self._request.plugins):
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() not in wanted.split(","):
-                raise self._refusal.error(f"got another library {path} than its key names", [])
-            copy = folder / f"plugin_{index}.so"
-            copy.write_bytes(content)
+        if "plugins" not in self._values:
+            return
+        self._trt.init_libnvinfer_plugins(self._api.logger, "")
+        registry = self._builder.get_plugin_registry()
+
+        def register(path: str) -> bool:
             self._messages.errors.clear()
-            try:
-                handle = registry.load_library(str(copy)) if registry is not None else None
-            except RuntimeError as error:
-                raise self._refusal.error(f"cannot load plugin {path}", [str(error)]) from error
-            if handle is None or self._messages.errors:
-                raise self._refusal.error(f"cannot load plugin {path}", self._messages.errors)
+            handle = registry.load_library(path)
+            return handle is not None and not self._messages.errors
+
+        libraries = [path.read_bytes() for path in self._request.plugins]
+        wanted = str(self._values["plugins"])
+        trt_plugins.load(libraries, wanted, register, str(self._request.graph.path))
+
+    def refitted(self, staged: Staged) -> tuple[bytes, str]:
+        """Return the donor's engine with the weights of the staged model.
+
+        Without a donor, or where it did not take all of them: nothing, and why.
+        """
+        donor = self._request.donor
+        if donor is None:
+            return b"", ""
+        PROGRESS.debug("refitting an engine")
+        plan = donor.read_bytes()
+        try:
+            loaded = self._deserialized(plan)
+            if hasattr(self._trt, "OnnxParserRefitter"):
+                source = trt_refit.onnx_file(staged.path)
+            else:
+                source = trt_refit.arrays(initializers(staged.model, staged.path.parent))
+            trt_refit.give(self._api, loaded, source, self._request.changed)
+            if self._values["strip_plan"]:
+                return plan, ""  # it has no weights: they are given when it is loaded
+            exclude_lean = bool(self._values.get("exclude_lean_runtime"))
+            return trt_refit.stored(self._api, loaded, exclude_lean=exclude_lean), ""
+        except trt_refit.RefusedError as error:
+            self._messages.errors.clear()
+            return b"", f"built, not refitted: {error}"
 
     def parse(self, staged: Staged) -> None:
         """Read the staged model into the network.
@@ -168,16 +192,21 @@ class _Build:
             return read_layers(self._messages.layers, staged.nodes)
         if self._values.get("runtime_platform") != trt_settings.OPTIONS["runtime_platform"]:
             return Layers(layers=(), unread="the engine is for another platform than this one")
-        runtime = self._trt.Runtime(self._api.logger)
-        # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
-        runtime.engine_host_code_allowed = bool(self._values["version_compatible"])
-        loaded = runtime.deserialize_cuda_engine(engine)
+        loaded = self._deserialized(engine)
         if loaded is None or self._messages.errors:
             raise self._refusal.error(
                 "built an engine that its runtime refuses", self._messages.errors
             )
         told = trt_inspector.information(self._trt, loaded)
         return trt_inspector.layers_of(told, staged.nodes)
+
+    def _deserialized(self, engine: bytes) -> Any:  # noqa: ANN401  untyped bindings
+        self._messages.errors.clear()
+        self._runtime = self._trt.Runtime(self._api.logger)
+        # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
+        compatible = bool(self._values.get("version_compatible"))
+        self._runtime.engine_host_code_allowed = compatible
+        return self._runtime.deserialize_cuda_engine(engine)
 
     def _serialize(self) -> bytes:
         """Build, and return the engine's bytes after a look at their header."""
@@ -304,17 +333,26 @@ def build(request: BuildRequest, settings: Mapping[str, Setting]) -> BuildRecord
         messages = api(request.target.backend).messages
         messages.follow(staged)
         this = _Build(request, settings)
-        this.load_plugins(Path(folder))
-        this.parse(staged)
-        this.configure(staged)
-        engine = this.engine()
-        layers = this.layers(engine, staged)
+        this.load_plugins()
+        engine, refused = this.refitted(staged)
+        refitted = bool(engine)
+        layers = Layers(layers=(), unread="those of the engine that was refitted")
+        if not refitted:
+            this.parse(staged)
+            this.configure(staged)
+            engine = this.engine()
+            layers = this.layers(engine, staged)
     request.out.write_bytes(engine)
     return BuildRecord(
         layers=layers,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        warnings=(*dict.fromkeys(messages.warnings), *messages.degraded.findings()),
+        warnings=(
+            *((refused,) if refused else ()),
+            *dict.fromkeys(messages.warnings),
+            *messages.degraded.findings(),
+        ),
+        refitted=refitted,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=memory.peak_rss_bytes(),
     )

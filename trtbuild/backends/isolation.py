@@ -125,7 +125,9 @@ def _prefix(program: str, request: BuildRequest, folder: Path) -> list[str]:
     writable = [folder]
     if request.timing_cache is not None:  # builds share it, with a lock beside it
         writable.append(request.timing_cache.parent.resolve())
-    return sandbox.confined(program, (request.graph.path.parent, *request.plugins), writable)
+    donors = (request.donor,) if request.donor else ()
+    readable = (request.graph.path.parent, *request.plugins, *donors)
+    return sandbox.confined(program, readable, writable)
 
 
 def _run(

@@ -21,6 +21,8 @@ class BuildRequest(Value, frozen=True, kw_only=True):
     ``settings`` are builder settings that differ from the backend's defaults, by name.
     ``plugins`` are the libraries whose digests they hold, in that order. ``timing_cache`` is
     the file that a build takes times of tactics from and adds its own to, if there is one.
+    ``donor`` is an engine to give the graph's weights instead of building one, of which those
+    named in ``changed`` differ; where that fails, one is built.
     """
 
     graph: Graph
@@ -28,6 +30,8 @@ class BuildRequest(Value, frozen=True, kw_only=True):
     settings: tuple[tuple[str, Setting], ...]
     target: Target
     out: Path
+    donor: Path | None = None
+    changed: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
     timing_cache: Path | None = None
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from trtbuild.backends import feeds, processor
 from trtbuild.backends import metrics as figures
 from trtbuild.backends.pool import Pool
-from trtbuild.backends.session import DEFAULT
+from trtbuild.backends.session import DEFAULT, NOTHING
 from trtbuild.engine import Target, TensorSpec
 from trtbuild.errors import (
     BuildError,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtbuild.backends import Session
-    from trtbuild.backends.session import LoadedSession, SessionOptions
+    from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.engine import Manifest
 
 _ERRORS_ONLY = 3
@@ -229,7 +229,10 @@ def preflight(manifest: Manifest, options: SessionOptions) -> None:
 
 
 def open_session(
-    engine: bytes, target: Target, options: SessionOptions = DEFAULT
+    engine: bytes,
+    target: Target,
+    options: SessionOptions = DEFAULT,
+    attached: Attached = NOTHING,
 ) -> LoadedSession:
     """Return a session of an engine, run as it was optimized.
 
@@ -238,6 +241,9 @@ def open_session(
     Raises:
         TrustError: the engine is for another machine, or ONNX Runtime refuses its bytes.
     """
+    if attached != NOTHING:
+        message = "an ONNX Runtime engine has no plug-ins, and its weights are in it"
+        raise ValueError(message)
     reason = cannot_run(target)
     if reason:
         raise TrustError(reason)

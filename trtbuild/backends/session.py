@@ -44,6 +44,29 @@ class SessionOptions(Value, frozen=True, kw_only=True):
 DEFAULT = SessionOptions()
 
 
+class Attached(Value, frozen=True, kw_only=True):
+    """What an engine needs beside its own bytes, all of it verified by the caller.
+
+    ``plugins`` are the contents of libraries, whose digests ``plugin_digests``, the setting of
+    its key, holds joined by commas. ``weights`` is the network, as ONNX, whose weights an
+    engine is given that was stored without them; empty for all others.
+    """
+
+    plugins: tuple[bytes, ...] = ()
+    plugin_digests: str = ""
+    weights: bytes = b""
+
+
+NOTHING = Attached()
+
+
+class Plan(Value, frozen=True, kw_only=True):
+    """The bytes of an engine, and the network whose weights it is given, if it has none."""
+
+    engine: bytes
+    weights: bytes = b""
+
+
 class LoadedSession(Session, Protocol):
     """A session of an engine that a service holds open, measures, and closes."""
 

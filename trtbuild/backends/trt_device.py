@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtbuild.backends.cuda_device import Device
-    from trtbuild.backends.session import LoadedSession, SessionOptions
+    from trtbuild.backends.session import LoadedSession, Plan, SessionOptions
     from trtbuild.backends.trt_api import Api
     from trtbuild.backends.trt_context import Signature
     from trtbuild.engine import TensorSpec
@@ -38,7 +38,7 @@ _KNOWN = 1024
 
 
 def open_engine(
-    plan: bytes, index: int, found: Api, options: SessionOptions, labels: Mapping[str, str]
+    plan: Plan, index: int, found: Api, options: SessionOptions, labels: Mapping[str, str]
 ) -> LoadedSession:
     """Return a session of the engine ``plan`` on the GPU ``index`` in the driver's order.
 
@@ -50,7 +50,7 @@ def open_engine(
     device = cuda_device.device(index)
     with device.active():
         with device.lock:
-            device.require("the engine's file", len(plan))
+            device.require("the engine's file", len(plan.engine) + len(plan.weights))
             engine = Engine(plan, found, options)
         return TrtSession(engine, device, options, labels)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trtbuild.backends import trt_refit
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import Bounds
 from trtbuild.engine import TensorSpec
-from trtbuild.errors import BuildError, TrustError, UsageError
+from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
 
 if TYPE_CHECKING:
     from trtbuild.backends.profile_choice import Sizes
-    from trtbuild.backends.session import SessionOptions
+    from trtbuild.backends.session import Plan, SessionOptions
     from trtbuild.backends.trt_api import Api
 
 
@@ -23,12 +24,14 @@ class Engine:
     writes on the host, shapes mostly. ``profiles`` has one entry per profile, by input.
     """
 
-    def __init__(self, plan: bytes, found: Api, options: SessionOptions) -> None:
+    def __init__(self, plan: Plan, found: Api, options: SessionOptions) -> None:
         self.title = found.title
         self._api = found
         self._trt = found.trt
         self._runtime = self._new_runtime(options)
-        self._engine = self._deserialize(plan)
+        self._engine = self._deserialize(plan.engine)
+        if plan.weights:
+            self._complete(plan.weights)
         self._set_weight_budget(options)
         self._config = self._runtime_config()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -143,6 +146,23 @@ class Engine:
         if loaded is None or self.logged_errors():
             raise TrustError(self.refusal("refuses the engine"))
         return loaded
+
+    def _complete(self, weights: bytes) -> None:
+        """Give the engine the weights that it was stored without.
+
+        Raises:
+            MissingBackendError: this library cannot.
+            TrustError: some are missing, so that the engine would compute with nothing there.
+        """
+        try:
+            trt_refit.give(self._api, self._engine, trt_refit.onnx_bytes(weights))
+        except trt_refit.NoRefitterError as error:
+            raise MissingBackendError(f"{self.title}: {error}") from error
+        except trt_refit.RefusedError as error:
+            raise TrustError(
+                f"{self.title} did not put the weights back into an engine that was stored "
+                f"without them: {error}. Build it again, or without strip_plan"
+            ) from error
 
     def _set_weight_budget(self, options: SessionOptions) -> None:
         """Decide, before the first context, how many of the weights stay on the device."""

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import compatibility, fingerprint, gpu, processor
-from trtbuild.backends.session import DEFAULT
+from trtbuild.backends import compatibility, fingerprint, gpu, processor, trt_plugins
+from trtbuild.backends.session import DEFAULT, NOTHING, Plan
 from trtbuild.engine import Value
 from trtbuild.errors import MissingBackendError, TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trtbuild.backends.session import LoadedSession, SessionOptions
+    from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.backends.trt_api import Api
     from trtbuild.engine import Manifest, Setting, Target
 
@@ -122,6 +122,11 @@ def version_misfit(manifest: Manifest, library: Library, *, allow_host_code: boo
             "only the lean runtime is installed, which loads version-compatible engines: "
             "pip install 'trtbuild[tensorrt]', or build the engine version-compatible"
         )
+    if library.lean and settings.get("strip_plan"):
+        return (
+            "the engine was stored without its weights, which the lean runtime cannot give it: "
+            "pip install 'trtbuild[tensorrt]', or build the engine without strip_plan"
+        )
     built_with = manifest.preimage.fingerprint.version
     reason = compatibility.refusal(built_with, library.version, version_compatible=compatible)
     if reason:
@@ -176,13 +181,19 @@ def check(manifest: Manifest, options: SessionOptions, machine: Machine) -> None
 
 
 def open_session(
-    engine: bytes, target: Target, options: SessionOptions = DEFAULT
+    engine: bytes,
+    target: Target,
+    options: SessionOptions = DEFAULT,
+    attached: Attached = NOTHING,
 ) -> LoadedSession:
     """Return a session of an engine, on the first GPU of its architecture unless one is named.
 
+    Its plug-in libraries are loaded first, and its weights given back where it has none.
+
     Raises:
-        MissingBackendError: something is missing here, or there is too little device memory.
-        TrustError: TensorRT refuses the bytes.
+        MissingBackendError: something is missing here, a plug-in library cannot be loaded, or
+            there is too little device memory.
+        TrustError: TensorRT refuses the bytes, or a library is not the one of the key.
         BuildError: a tensor has a type or layout that NumPy lacks.
     """
     machine = here(target.backend)
@@ -199,8 +210,29 @@ def open_session(
         if wanted in machine.gpus:
             index = machine.gpus.index(wanted)
     found = library_api(target.backend, machine.library.module)
+    load_plugins(found, attached, f"engine for {target}")
     labels = {"backend": target.backend, "arch": target.arch}
-    return trt_device.open_engine(engine, index, found, options, labels)
+    plan = Plan(engine=engine, weights=attached.weights)
+    return trt_device.open_engine(plan, index, found, options, labels)
+
+
+def load_plugins(found: Api, attached: Attached, what: str) -> None:
+    """Load the plug-in libraries of ``what``, TensorRT's own before them.
+
+    Raises:
+        MissingBackendError: one cannot be loaded.
+        TrustError: one is not the one of the key.
+    """
+    if not (attached.plugins or attached.plugin_digests):
+        return
+    trt = found.trt
+    trt.init_libnvinfer_plugins(found.logger, "")
+
+    def register(path: str) -> bool:
+        registry = trt.get_plugin_registry()
+        return registry.load_library(path) is not None
+
+    trt_plugins.load(attached.plugins, attached.plugin_digests, register, what)
 
 
 @functools.cache

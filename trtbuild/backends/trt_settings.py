@@ -197,6 +197,8 @@ def problem(settings: Mapping[str, Setting]) -> str:
         found.append(f"{' and '.join(refits)} exclude each other: leave one")
     if values["strip_plan"] and not refits:
         found.append("strip_plan takes out weights that only a refit puts back: set refit too")
+    if values["strip_plan"] and int(values["build_repeats"]) > 1:
+        found.append("strip_plan leaves engines that build_repeats cannot measure: leave one")
     if values["exclude_lean_runtime"] and not values["version_compatible"]:
         found.append("exclude_lean_runtime needs version_compatible: set it too")
     if values["gpu_fallback"] and int(values["dla_core"]) < 0:

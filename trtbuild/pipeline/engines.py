@@ -23,6 +23,14 @@ from trtbuild.pipeline.building import (
     seconds_before,
     timing_file,
 )
+from trtbuild.pipeline.refitting import (
+    Choice,
+    choose,
+    put_structure,
+    put_weights,
+    structure_if_refittable,
+    told,
+)
 from trtbuild.recipe import profile_table, recipe_json
 from trtbuild.store import make_record, put_plan
 from trtbuild.store.statements import mark_built
@@ -30,12 +38,12 @@ from trtbuild.store.statements import mark_built
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trtbuild.engine import Layers, Precision
+    from trtbuild.engine import BuildRecord, Layers, Precision
     from trtbuild.graph import Graph
     from trtbuild.pipeline.context import Context
     from trtbuild.pipeline.targets import Planned
     from trtbuild.recipe import Recipe
-    from trtbuild.store import Record
+    from trtbuild.store import Blob, Record
 
 _DERIVED = (1, 8, 32)
 """Batch sizes (min, opt, max) where the model leaves the batch open and nobody named any."""
@@ -122,50 +130,36 @@ def build_engine(
     )
 
     def make() -> Record:
-        module = backend(planned.target.backend)
-        module.preflight(graph, planned.target, precision)
-        name = f"build {planned.target} {precision}"
+        backend(planned.target.backend).preflight(graph, planned.target, precision)
         confined = sandbox.chosen()
+        name = f"build {planned.target} {precision}"
         context.say(name if confined.program else f"{name} (no sandbox: {confined.reason})")
-        plugins = libraries(context.store, planned)
-        named = (*plugins, *pinned_cache(context.store, planned))
-        expected_s = seconds_before(context.store, context.recipe.name, planned, precision)
-        with context.store.scratch() as folder:
-            request = BuildRequest(
-                graph=graph,
-                profiles=profiles,
-                settings=planned.settings,
-                target=planned.target,
-                out=folder / "engine",
-                plugins=tuple(context.store.verified_path(each.sha256) for each in plugins),
-                timing_cache=timing_file(context.store, planned),
-            )
-            watch = Watch(context.say, name, expected_s)
-            record = build_isolated(request, context.recipe.limits, watch)
-            blob = context.store.put_file("engine", request.out)
-            mark_built(context.store, blob.sha256)
-        layers = requested(record.layers, operand_precisions(graph))
+        made = _built(context, planned, graph, key, precision)
+        layers = made.layers or requested(made.record.layers, operand_precisions(graph))
         shares = _mac_shares(layers, count_macs(graph, profile))
+        blob = made.blobs[0]
         manifest = Manifest(
             key=key.digest,
             preimage=key,
             sha256=blob.sha256,
             bytes=blob.bytes,
-            inputs=record.inputs,
-            outputs=record.outputs,
+            inputs=made.record.inputs,
+            outputs=made.record.outputs,
             layers=layers,
             precision_requested=precision,
             int8_mac_share=shares.get("int8", 0.0),
             mac_share=shares,
             fused_layers=_fused(layers, quantizer_names(graph)),
-            warnings=record.warnings,
-            build_seconds=round(record.seconds, 3),
-            peak_rss_bytes=record.peak_rss_bytes,
+            warnings=(*made.findings, *made.record.warnings),
+            build_seconds=round(made.record.seconds, 3),
+            peak_rss_bytes=made.record.peak_rss_bytes,
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             trtbuild_version=trtbuild.__version__,
             recipe=recipe_json(_asking_for(context.recipe, precision)),
+            refit_of=made.refit_of,
+            weights_sha256=made.weights_sha256,
         )
-        return make_record("engine", key.digest, key, manifest, (blob, *named))
+        return make_record("engine", key.digest, key, manifest, made.blobs)
 
     name = f"build {planned.target} {precision}"
     before = len(context.stages)
@@ -175,6 +169,61 @@ def build_engine(
     for warning in manifest.warnings:
         context.find(name, warning)
     return Built(planned=planned, manifest=manifest, cached=context.stages[before].cached)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What a child process made: the engine's blob first, then what its record names too."""
+
+    record: BuildRecord
+    blobs: tuple[Blob, ...]
+    findings: tuple[str, ...]
+    layers: Layers | None
+    refit_of: str
+    weights_sha256: str
+
+
+def _built(
+    context: Context, planned: Planned, graph: Graph, key: EngineKey, precision: Precision
+) -> _Made:
+    """Build an engine in a child process, or give a stored one the weights of ``graph``."""
+    store, settings = context.store, dict(planned.settings)
+    structure = structure_if_refittable(settings, graph)
+    choice = choose(store, key, structure) if structure else Choice()
+    refit = choice.refit
+    plugins = libraries(store, planned)
+    blobs = [*plugins, *pinned_cache(store, planned)]
+    if structure:
+        blobs.append(put_structure(store, structure))
+    name = f"build {planned.target} {precision}"
+    expected_s = seconds_before(store, context.recipe.name, planned, precision)
+    with store.scratch() as folder:
+        request = BuildRequest(
+            graph=graph,
+            profiles=key.profiles,
+            settings=planned.settings,
+            target=planned.target,
+            out=folder / "engine",
+            donor=refit.path if refit else None,
+            changed=refit.changed if refit else (),
+            plugins=tuple(store.verified_path(each.sha256) for each in plugins),
+            timing_cache=timing_file(store, planned),
+        )
+        watch = Watch(context.say, name, expected_s)
+        record = build_isolated(request, context.recipe.limits, watch)
+        engine = store.put_file("engine", request.out)
+        mark_built(store, engine.sha256)
+        weights = put_weights(store, graph, folder) if settings.get("strip_plan") else None
+    donor = refit.donor if refit and record.refitted else None
+    found = told(refit, record.seconds) if refit and record.refitted else choice.reason
+    return _Made(
+        record=record,
+        blobs=(engine, *blobs, *((weights,) if weights else ())),
+        findings=(found,) if found else (),
+        layers=donor.layers if donor else None,
+        refit_of=donor.sha256 if donor else "",
+        weights_sha256=weights.sha256 if weights else "",
+    )
 
 
 def _asking_for(recipe: Recipe, precision: Precision) -> Recipe:

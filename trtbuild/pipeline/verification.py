@@ -19,6 +19,7 @@ from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
 from trtbuild.runtime.admission import allow_measuring
+from trtbuild.runtime.attached import attached
 from trtbuild.store import make_record
 from trtbuild.store.counters import Tally, count
 from trtbuild.verification.accuracy import compare
@@ -342,7 +343,9 @@ def _device_session(context: Context, built: Built) -> Session:
     target = built.planned.target
     allow_measuring(context.store, built.manifest)
     return runtime(target.backend).open_session(
-        context.store.read(built.manifest.sha256), target
+        context.store.read(built.manifest.sha256),
+        target,
+        attached=attached(context.store, built.manifest),
     )
 
 

@@ -20,6 +20,7 @@ from trtbuild.backends.session import DEFAULT
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import TrustError
 from trtbuild.runtime import canary, trust_files
+from trtbuild.runtime.attached import attached
 from trtbuild.runtime.machine import preflight
 from trtbuild.store import find_engine
 from trtbuild.store.statements import statements, was_built_here
@@ -30,7 +31,7 @@ from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
 if TYPE_CHECKING:
-    from trtbuild.backends.session import SessionOptions
+    from trtbuild.backends.session import Attached, SessionOptions
     from trtbuild.store import Record, Store
     from trtbuild.trust.candidate import Admission, Pin
     from trtbuild.trust.policy import Policy
@@ -56,11 +57,12 @@ DEFAULT_TERMS = Terms()
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """An engine that may be loaded, its bytes in this process's memory."""
+    """An engine that may be loaded, its bytes and what it needs in this process's memory."""
 
     manifest: Manifest
     admission: Admission
     data: bytes
+    attached: Attached
 
 
 def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAULT) -> Admitted:
@@ -82,13 +84,14 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     admission = judge(store, record, pin, policy)
     preflight(manifest, options)
     data = _verified_bytes(store, record, manifest, host_code=policy.host_code)
+    beside = attached(store, manifest)
     if policy.canary:
-        canary.require(manifest, data, policy.canary_seconds, options)
+        canary.require(manifest, data, policy.canary_seconds, options, beside)
     if admission.signed:
         trust_files.remember(admission.place, admission.seq)
     elif policy_name == DEVELOPER:
         _warn_once()
-    return Admitted(manifest=manifest, admission=admission, data=data)
+    return Admitted(manifest=manifest, admission=admission, data=data, attached=beside)
 
 
 def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admission:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import gpu, processor
-from trtbuild.backends.session import DEFAULT, SessionOptions
+from trtbuild.backends.session import DEFAULT, NOTHING, SessionOptions
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import ShapeRange, Target, TensorSpec, Value
 from trtbuild.runtime import trust_files
 from trtbuild.trust.refusal import refusal
 
 if TYPE_CHECKING:
+    from trtbuild.backends.session import Attached
     from trtbuild.engine import Manifest
     from trtbuild.errors import TrustError
 
@@ -41,7 +42,9 @@ _SANDBOX_SECONDS = 10
 
 
 class Trial(Value, frozen=True, kw_only=True):
-    """What the child is told, as one line of JSON before the engine's bytes.
+    """What the child is told, as one line of JSON before the engine's bytes and their company.
+
+    ``engine_bytes``, ``plugin_bytes`` and ``weights_bytes`` are the sizes of what follows.
 
     ``memory_bytes`` limits the address space; 0 is no limit, since CUDA reserves far more than
     it uses.
@@ -54,10 +57,18 @@ class Trial(Value, frozen=True, kw_only=True):
     memory_bytes: int
     seconds: int
     options: SessionOptions
+    engine_bytes: int
+    plugin_bytes: tuple[int, ...]
+    plugin_digests: str
+    weights_bytes: int
 
 
 def require(
-    manifest: Manifest, data: bytes, seconds: int, options: SessionOptions = DEFAULT
+    manifest: Manifest,
+    data: bytes,
+    seconds: int,
+    options: SessionOptions = DEFAULT,
+    beside: Attached = NOTHING,
 ) -> None:
     """Load an engine in a child process, unless it was loaded well on this machine before.
 
@@ -67,7 +78,8 @@ def require(
     mark = _mark(manifest)
     if mark.is_file():
         return
-    problem = _try(manifest, data, seconds, options)
+    trial = _trial(manifest, len(data), seconds, options, beside)
+    problem = _try(trial, b"".join((data, *beside.plugins, beside.weights)))
     if problem:
         raise _failed(manifest, problem)
     # A machine that cannot remember it tries again at the next load.
@@ -82,9 +94,9 @@ def sandbox() -> tuple[str, ...]:
     return _sandbox(os.environ.get("PATH", ""))
 
 
-def _try(manifest: Manifest, data: bytes, seconds: int, options: SessionOptions) -> str:
+def _try(trial: Trial, data: bytes) -> str:
     """Return what went wrong in the child, or an empty string."""
-    head = encode(_trial(manifest, len(data), seconds, options)) + b"\n"
+    head = encode(trial) + b"\n"
     with tempfile.TemporaryDirectory(prefix="trtbuild-canary-") as folder:
         inside = _inside(folder)
         with subprocess.Popen(  # noqa: S603  our own interpreter and module
@@ -97,9 +109,9 @@ def _try(manifest: Manifest, data: bytes, seconds: int, options: SessionOptions)
             start_new_session=True,
         ) as child:
             try:
-                output, _ = child.communicate(head + data, timeout=seconds)
+                output, _ = child.communicate(head + data, timeout=trial.seconds)
             except subprocess.TimeoutExpired:
-                return f"it was not done after {seconds} s"
+                return f"it was not done after {trial.seconds} s"
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
@@ -112,7 +124,11 @@ def _try(manifest: Manifest, data: bytes, seconds: int, options: SessionOptions)
 
 
 def _trial(
-    manifest: Manifest, engine_bytes: int, seconds: int, options: SessionOptions
+    manifest: Manifest,
+    engine_bytes: int,
+    seconds: int,
+    options: SessionOptions,
+    beside: Attached,
 ) -> Trial:
     target = manifest.preimage.target
     limit = _MEMORY_MIB * _MIB + 4 * engine_bytes if target.backend == "onnxruntime" else 0
@@ -124,6 +140,10 @@ def _trial(
         memory_bytes=limit,
         seconds=seconds,
         options=options,
+        engine_bytes=engine_bytes,
+        plugin_bytes=tuple(len(each) for each in beside.plugins),
+        plugin_digests=beside.plugin_digests,
+        weights_bytes=len(beside.weights),
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from trtbuild.backends import runtime
+from trtbuild.backends.session import Attached
 from trtbuild.errors import TrtbuildError
 from trtbuild.runtime.canary import Trial
 
@@ -38,9 +39,16 @@ def main() -> int:
     """Try the engine on the standard input; 0 when it is as its manifest says."""
     trial = msgspec.json.decode(sys.stdin.buffer.readline(), type=Trial)
     _limit(trial)
-    data = sys.stdin.buffer.read()
+    data = sys.stdin.buffer.read(trial.engine_bytes)
+    attached = Attached(
+        plugins=tuple(sys.stdin.buffer.read(size) for size in trial.plugin_bytes),
+        plugin_digests=trial.plugin_digests,
+        weights=sys.stdin.buffer.read(trial.weights_bytes),
+    )
     try:
-        session = runtime(trial.target.backend).open_session(data, trial.target, trial.options)
+        session = runtime(trial.target.backend).open_session(
+            data, trial.target, trial.options, attached
+        )
         problem = _signature_problem(trial, session) or _run_problem(trial, session)
     except TrtbuildError as error:
         problem = f"it was refused: {error}"

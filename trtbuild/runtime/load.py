@@ -44,7 +44,9 @@ def load(
     admitted = admit(Store.open(store), str(engine), terms, options)
     manifest = admitted.manifest
     target = manifest.preimage.target
-    session = runtime(target.backend).open_session(admitted.data, target, options)
+    session = runtime(target.backend).open_session(
+        admitted.data, target, options, admitted.attached
+    )
     session.stats.label("engine", manifest.sha256[:12])
     if warmup_runs:
         warmup.warm_up(session, manifest.preimage.profiles, warmup_runs)
