@@ -14,7 +14,7 @@ from trtbuild.engine import EngineKey, Fingerprint, Layers, Manifest, Target
 from trtbuild.errors import BuildError
 from trtbuild.graph.model import read_graph
 from trtbuild.graph.structure import Structure, structure_of
-from trtbuild.pipeline import refitting
+from trtbuild.pipeline import building, refitting
 from trtbuild.store import Store, make_record
 
 if TYPE_CHECKING:
@@ -131,6 +131,18 @@ def test_refitted_engines_and_lost_ones_give_nothing(store: Store) -> None:
     lost = put(store, key("3"), OLD)
     store.path(lost).unlink()
     assert refitting.choose(store, key("2"), NEW) == refitting.Choice()
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_engines_that_another_version_stored_are_passed_over(store: Store) -> None:
+    put(store, key("1"), OLD)
+    record = store.get("engine", key("1").digest)
+    assert record is not None
+    value = {**msgspec.json.decode(record.value), "key": key("3").digest}
+    del value["refit_of"]
+    store.put(make_record("engine", key("3").digest, key("3"), value, record.blobs))
+    assert len(list(building.engines(store))) == 1
+    assert refitting.choose(store, key("2"), NEW).refit is not None
 
 
 def test_the_network_of_a_stripped_engine_is_stored_as_the_parser_read_it(

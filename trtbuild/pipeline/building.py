@@ -11,15 +11,15 @@ import msgspec
 from trtbuild.backends import gpu, trt_settings
 from trtbuild.canonical import digest
 from trtbuild.engine import Fingerprint, Manifest, Setting, Target, Value
-from trtbuild.errors import RecipeError
+from trtbuild.errors import RecipeError, StoreError
 from trtbuild.recipe import recipe_from_json
 from trtbuild.store import Blob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from trtbuild.pipeline.targets import Plan, Planned
-    from trtbuild.store import Store
+    from trtbuild.store import Record, Store
 
 PINNED = "pinned"
 _SAY_EVERY_S = 10.0
@@ -127,11 +127,20 @@ def pinned_cache(store: Store, planned: Planned) -> tuple[Blob, ...]:
     return (Blob(name="timing-cache", sha256=sha256, bytes=size),)
 
 
+def engines(store: Store) -> Iterator[tuple[Record, Manifest]]:
+    """Yield the engines of a store with their manifests, but for those of another version."""
+    for record in store.records("engine"):
+        try:
+            manifest = record.read(Manifest)
+        except StoreError:  # it lacks a field: its engine is made again when it is asked for
+            continue
+        yield record, manifest
+
+
 def seconds_before(store: Store, recipe: str, planned: Planned, precision: str) -> float:
     """Return the seconds of the last build of a recipe for a target, 0 where none is known."""
     newest, seconds = "", 0.0
-    for record in store.records("engine"):
-        manifest = record.read(Manifest)
+    for _, manifest in engines(store):
         is_same = (
             str(manifest.preimage.target) == str(planned.target)
             and manifest.precision_requested == precision

@@ -13,6 +13,7 @@ from trtbuild.canonical import encode
 from trtbuild.engine import Manifest
 from trtbuild.errors import BuildError
 from trtbuild.graph.structure import Structure, structure_of
+from trtbuild.pipeline.building import engines
 from trtbuild.store import BlobLostError
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def choose(store: Store, key: EngineKey, structure: Structure) -> Choice:
     """
     candidates = [
         record
-        for record in store.records("engine")
-        if _is_alike(record.read(Manifest), key) and not record.read(Manifest).refit_of
+        for record, manifest in engines(store)
+        if _is_alike(manifest, key) and not manifest.refit_of
     ]
     if not candidates:
         return Choice()
