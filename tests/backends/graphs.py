@@ -129,6 +129,22 @@ def residual(path: Path, scheme: Scheme | None) -> Graph:
     return draw.save(path, head, IMAGE)
 
 
+def tagger(path: Path) -> Graph:
+    """A convolution over time, a GRU of both directions and a classifier, of any length."""
+    draw = Drawing()
+    kernel = draw.weight("stem_w", (CHANNELS, CHANNELS, 3))
+    stem = draw.node("Conv", ["x", kernel], "stem", pads=[1, 1])
+    steps = draw.node("Transpose", [stem], "steps", perm=[2, 0, 1])
+    weights = [draw.weight(f"gru_{which}", (2, 3 * CHANNELS, CHANNELS)) for which in "wr"]
+    gru = draw.node("GRU", [steps, *weights], "gru", hidden_size=CHANNELS)
+    draw.nodes[-1].attribute.append(helper.make_attribute("direction", "bidirectional"))
+    turned = draw.node("Transpose", [gru], "turned", perm=[2, 0, 1, 3])
+    shape = draw.constant("joined_shape", np.array([0, 0, 2 * CHANNELS], np.int64))
+    joined = draw.node("Reshape", [turned, shape], "joined")
+    head = draw.node("MatMul", [joined, draw.weight("head_w", (2 * CHANNELS, 8))], "head")
+    return draw.save(path, head, ("batch", CHANNELS, "length"))
+
+
 def _pair(draw: Drawing, tensor: str) -> str:
     """Return ``tensor`` quantized, unless it comes out of a pair already."""
     return tensor if tensor.startswith("dq_") else draw.activation(tensor)

@@ -72,6 +72,18 @@ def test_layers_of_several_profiles_are_counted_once(tmp_path: Path) -> None:
     assert build_isolated(twice, LIMITS).layers.precision_achieved == {"fp32": 3}
 
 
+@pytest.mark.parametrize("profiles", [1, 2])
+def test_layers_of_a_gru_of_any_length_are_all_counted(profiles: int, tmp_path: Path) -> None:
+    graph = graphs.tagger(tmp_path / "m.onnx")
+    wish = building.request(graph, ADA, tmp_path / "engine")
+    wish = msgspec.structs.replace(wish, profiles=wish.profiles * profiles)
+    layers = build_isolated(wish, LIMITS).layers
+    products = [layer for layer in layers.layers if layer.compute]
+    assert layers.precision_achieved == {"fp32": 5}
+    assert {node for layer in products for node in layer.nodes} == {"stem", "head"}
+    assert sum("Loop" in layer.name or "_Fc" in layer.name for layer in products) == 3
+
+
 def test_node_names_that_would_break_the_log_survive(tmp_path: Path) -> None:
     names = ["a\nName: b", "c, LayerType: gemm, Inputs: []", "d\x1fe", "same", "same", ""]
     graph = graphs.chain(tmp_path / "m.onnx", names)

@@ -174,6 +174,22 @@ def test_10_tells_nodes_in_metadata_and_only_the_first_profile_counts() -> None:
     assert (quantize.role, quantize.reads, quantize.writes) == ("quantize", "fp16", "int8")
 
 
+def test_segments_of_the_first_profile_may_begin_with_any_number() -> None:
+    product = ("gemm", tensor("q", "Half"), tensor("y", "Half"))
+    later = ("gemm", tensor("q [profile 1]", "Half"), tensor("y", "Half"))
+    metadata = onnx("onnx_node_12")
+    assert list(
+        by_name(
+            text(
+                entry("__myl_Fc_myl1_0", *product, Metadata=metadata),
+                entry("__myl_Fc_myl3_0", *product, Metadata=metadata),
+                entry("__myl_Fc_myl5_0", *product, Metadata=metadata),
+                entry("__myl_Fc_myl5_1", *later, Metadata=metadata),
+            )
+        )
+    ) == ["__myl_Fc_myl1_0", "__myl_Fc_myl3_0"]
+
+
 def test_11_tells_layout_and_type_apart_and_io_tensors_as_objects() -> None:
     found = by_name(V11)
     assert found["w + conv + relu"].precision == "fp16"

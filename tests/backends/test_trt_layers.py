@@ -89,12 +89,50 @@ def test_only_the_first_profile_counts() -> None:
     assert layers.precision_achieved == {"int8": 1}
 
 
+def named(tensor_name: str) -> str:
+    return tensor("Float").replace("Name: t", f"Name: {tensor_name}")
+
+
+def test_segments_of_one_profile_have_any_numbers() -> None:
+    names = ["onnx_node_0_myl1_0", "onnx_node_2_myl1_1", "onnx_node_2_myl4_0"]
+    lines = [line(name, "gemm", (named("x"),), (), "") for name in names]
+    layers = read_layers("Layers:\n" + "\n".join(lines) + TAIL, NODES)
+    assert layers.precision_achieved == {"fp32": 3}
+
+
+def test_a_segment_is_of_another_profile_where_only_its_input_says_so() -> None:
+    lines = [
+        line("__myl_Fc_myl1_0", "gemm", (named("x"),), (), ""),
+        line("__myl_Fc_myl3_0", "gemm", (named("inner"),), (), ""),
+        line("__myl_Fc_myl3_1", "gemm", (named("x [profile 1]"),), (), ""),
+        line("__myl_Fc_myl4_0", "gemm", (named("inner"),), (), ""),
+    ]
+    layers = read_layers("Layers:\n" + "\n".join(lines) + TAIL, NODES)
+    assert [layer.engine_name for layer in layers.layers] == ["__myl_Fc_myl1_0"]
+
+
+@pytest.mark.parametrize("mark", ["", " [profile 1]"])
+def test_a_copy_of_a_shape_computes_nothing(mark: str) -> None:
+    copy = (
+        f"Name: [ShapeHostToDeviceCopy 0]{mark}, LayerType: ShapeHostToDevice, Inputs: [], "
+        "Outputs: [ { Name: (Unnamed Layer* 122) [LoopOutput][length], Location: Device, "
+        "Dimensions: [], Datatype: Int32, Format: Format not available due to dynamic shapes "
+        "}], ParameterType: ShapeH2D, shapeValues0: [-7], TacticValue: 0x0000000000000000, "
+        "StreamId: 0, Metadata: "
+    )
+    product = line("__myl_Fc_myl1_0", "gemm", (named("x"),), (), "")
+    layers = read_layers(f"Layers:\n{copy}\n{product}{TAIL}", NODES)
+    assert [layer.engine_name for layer in layers.layers] == ["__myl_Fc_myl1_0"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "nodes", "compute"),
     [
         ("_gemm_mha_v2_myl0_1", "kgen", ("onnx_node_2",), True),
         ("__myl_Add_myl0_1", "kgen", ("onnx_node_2",), False),
         ("__myl_AddRelu_myl0_1", "runtime_fusion", ("onnx_node_1",), False),
+        ("__myl_FcAddSigm_myl1_4", "runtime_fusion", (), True),
+        ("__myl_AddFcx_myl1_4", "runtime_fusion", (), False),
         ("conv_myl0_1", "correlation", (), True),
         ("up_myl0_1", "deconv", (), True),
         ("wait_myl0_1", "wait", (), False),

@@ -23,6 +23,7 @@ from trtbuild.backends.trt_tensors import (
     Facts,
     Tensor,
     covers_product,
+    in_first_profile,
     layer,
 )
 from trtbuild.engine import Layers
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _METADATA = re.compile(r"\[ONNX Layer: (.*?)\]")
-_OTHER_PROFILE = re.compile(r"\[profile [1-9]\d*\]|_myl[1-9]\d*_\d+$")
 _FOREIGN = re.compile(r"\{ForeignNode\[")
 _REFORMAT = "Reformatting CopyNode for "
 _PLAIN_TYPES = r"fp32|fp16|bf16|fp8|fp4|int8|uint8|int4|int32|int64|bool"
@@ -98,15 +98,18 @@ def layers_of(text: str, nodes: Mapping[str, Node]) -> Layers:
     """
     try:
         found, interface = _read(text)
-        facts = _attributed([each for each in found if _is_first(each.name)], nodes)
+        firsts = in_first_profile((each.name, _names(each)) for each in found)
+        kept = [each for each, first in zip(found, firsts, strict=True) if first]
+        facts = _attributed(kept, nodes)
         _expect_products(facts, nodes)
         return Layers(layers=tuple(layer(each, nodes, interface) for each in facts))
     except _UnreadError as error:
         return Layers(layers=(), unread=str(error))
 
 
-def _is_first(name: str) -> bool:
-    return _OTHER_PROFILE.search(name) is None
+def _names(found: _Layer) -> str:
+    tensors = (*found.inputs, *found.constants, *found.outputs)
+    return "\n".join((found.name, *(tensor.name for tensor in tensors)))
 
 
 def _read(text: str) -> tuple[list[_Layer], frozenset[str]]:

@@ -10,7 +10,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from trtbuild.backends.trt_tensors import WORDS, Facts, Tensor, covers_product, layer
+from trtbuild.backends.trt_tensors import (
+    WORDS,
+    Facts,
+    Tensor,
+    covers_product,
+    in_first_profile,
+    layer,
+)
 from trtbuild.engine import Layers
 from trtbuild.errors import BuildError
 
@@ -31,7 +38,9 @@ _LAYER = re.compile(
     re.DOTALL,
 )
 _CONTROL = re.compile(
-    r"^Name: [^,{\[]*, LayerType: (?:cjmp|jmp|label|\w*HostToDevice|\w*DeviceToHost)\b"
+    r"^Name: (?:(?!, LayerType: ).)*, LayerType: "
+    r"(?:cjmp|jmp|label|\w*HostToDevice|\w*DeviceToHost)\b",
+    re.DOTALL,
 )
 """What a loop adds: the program of an LSTM has jumps, and copies of shapes, as layers."""
 
@@ -43,11 +52,12 @@ _TENSOR = re.compile(
     re.DOTALL,
 )
 _IO = re.compile(r"^ Name: (.*), IOMode: ", re.MULTILINE)
-_PROFILE = re.compile(r"_myl(\d+)_\d+$")
 _UNIT_SEPARATOR = "\x1f"
 
 _COMPUTE_KINDS = frozenset({"correlation", "deconv", "gemm"})
 _ATTENTION = "_gemm_mha"
+_FULLY_CONNECTED = re.compile(r"__myl_(?:[A-Z][a-z]*)*Fc(?:[A-Z_]|$)")
+"""A kernel that was generated for a product: those within a loop, as of a GRU, name no node."""
 
 
 def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
@@ -74,10 +84,15 @@ def read_layers(message: str, nodes: Mapping[str, Node]) -> Layers:
                 "name with line breaks or brackets does this; rename the model's tensors"
             )
             raise BuildError(message)
-        profile = _PROFILE.search(match["name"])
-        if profile is None or profile[1] == "0":
-            found.append(_layer(match, nodes, interface))
-    return Layers(layers=tuple(found))
+        found.append(match)
+    firsts = in_first_profile((match["name"], match[0]) for match in found)
+    return Layers(
+        layers=tuple(
+            _layer(match, nodes, interface)
+            for match, first in zip(found, firsts, strict=True)
+            if first
+        )
+    )
 
 
 def _layer(match: re.Match[str], nodes: Mapping[str, Node], interface: frozenset[str]) -> Layer:
@@ -89,7 +104,7 @@ def _layer(match: re.Match[str], nodes: Mapping[str, Node], interface: frozenset
         staged=staged,
         product=(
             kind in _COMPUTE_KINDS
-            or (kind == "runtime_fusion" and covers_product(staged, nodes))
+            or (kind == "runtime_fusion" and _fuses_product(match["name"], staged, nodes))
             or _ATTENTION in match["name"]
         ),
         inputs=_tensors(match["inputs"]),
@@ -97,6 +112,10 @@ def _layer(match: re.Match[str], nodes: Mapping[str, Node], interface: frozenset
         outputs=_tensors(match["outputs"]),
     )
     return layer(facts, nodes, interface)
+
+
+def _fuses_product(name: str, staged: tuple[str, ...], nodes: Mapping[str, Node]) -> bool:
+    return covers_product(staged, nodes) or _FULLY_CONNECTED.match(name) is not None
 
 
 def _metadata(text: str) -> list[str]:

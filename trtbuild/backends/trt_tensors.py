@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from trtbuild.engine import Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from trtbuild.backends.staging import Node
     from trtbuild.engine import Role
@@ -37,6 +37,9 @@ _CONVERTERS = _QUANTIZERS | {"Cast"}
 _STAGED = re.compile(r"onnx_node_\d+(?!\d)")
 _MOVES = re.compile(r"__myl_(?:Move|Tran|Cast|Repl|Copy|Resh)+_myl")
 """A generated kernel that moves and casts only; of no node's own, it is the builder's work."""
+
+_OTHER_PROFILE = re.compile(r"\[profile [1-9]\d*\]")
+_SEGMENT = re.compile(r"_myl(\d+)_\d+$")
 
 _EIGHT_BITS = ("int8", "fp8")
 _PACKED = ("int4", "fp4")
@@ -127,6 +130,24 @@ def layer(facts: Facts, nodes: Mapping[str, Node], interface: frozenset[str]) ->
         engine_name=facts.name,
         moved_bytes=sum(known) if role and len(known) == len(sizes) else None,
     )
+
+
+def in_first_profile(told: Iterable[tuple[str, str]]) -> Iterator[bool]:
+    """Tell of each layer, in the engine's order, whether it is of the first profile.
+
+    ``told`` has the name of each and everything that names it or its tensors. An engine holds
+    its layers once for every profile, one profile after the other, with a mark on the names of
+    layers and tensors from the second on. What Myelin generates has no mark, but the number of
+    its segment, which runs through the whole engine: with one profile too it can start at 1,
+    behind the copy of a shape, and leave numbers out (seen in TensorRT-RTX 1.7, GRU).
+    """
+    layers = [
+        (_SEGMENT.search(name), _OTHER_PROFILE.search(text) is not None) for name, text in told
+    ]
+    marked = [int(segment[1]) for segment, mark in layers if segment and mark]
+    end = min(marked, default=None)
+    for segment, mark in layers:
+        yield not mark and (segment is None or end is None or int(segment[1]) < end)
 
 
 def covers_product(staged: Iterable[str], nodes: Mapping[str, Node]) -> bool:
