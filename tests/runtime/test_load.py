@@ -185,6 +185,18 @@ def test_wrong_inputs_are_told(built: tuple[Store, Manifest]) -> None:
             session.run(inputs)
 
 
+def test_shapes_outside_of_the_profile_are_refused(built: tuple[Store, Manifest]) -> None:
+    """As on a GPU; and a call with nothing ends the process in some operators."""
+    session = trtbuild.load(built[1].key, built[0].root)
+    for count in (1, 32):  # the ends of the profile that nobody asked for
+        assert session.run({"x": models.images(count)})["y"].shape[0] == count
+    with pytest.raises(UsageError, match=r"\[33, 3, 16, 16\] is outside of the profile"):
+        session.run({"x": models.images(33)})
+    with pytest.raises(UsageError, match=r"1 and more, got shape \[0, 3, 16, 16\]"):
+        session.run({"x": models.images(0)})
+    assert session.run({"x": models.images(2)})["y"].shape[0] == 2
+
+
 def test_a_service_imports_no_onnx_no_framework_and_no_command_line(
     built: tuple[Store, Manifest],
 ) -> None:

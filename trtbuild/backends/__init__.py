@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Precision,
         Rest,
         Setting,
+        ShapeRange,
         TensorSpec,
     )
     from trtbuild.graph import Graph
@@ -123,8 +124,13 @@ class Runtime(Protocol):
         target: Target,
         options: SessionOptions = ...,
         attached: Attached = ...,
+        profiles: tuple[tuple[ShapeRange, ...], ...] = ...,
     ) -> LoadedSession:
-        """Return a session of an engine whose bytes were verified by the caller."""
+        """Return a session of an engine whose bytes were verified by the caller.
+
+        It refuses shapes that no profile holds: its own where the engine has them inside, else
+        those of its manifest, ``profiles``.
+        """
 
 
 _MODULES = {

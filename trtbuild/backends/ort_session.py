@@ -14,6 +14,7 @@ import onnxruntime as ort
 from trtbuild.backends import feeds, processor
 from trtbuild.backends import metrics as figures
 from trtbuild.backends.pool import Pool
+from trtbuild.backends.profile_choice import Bounds, choose
 from trtbuild.backends.session import DEFAULT, NOTHING
 from trtbuild.engine import Target, TensorSpec
 from trtbuild.errors import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from trtbuild.backends import Session
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
-    from trtbuild.engine import Manifest
+    from trtbuild.engine import Manifest, ShapeRange
 
 _ERRORS_ONLY = 3
 _MANY = 1 << 20
@@ -91,28 +92,43 @@ class _OrtSession:
             DataError: the model fails on what the arrays hold.
         """
         feeds.check(self._inputs, inputs)
+        self._check_shapes(inputs)
         names = [spec.name for spec in self._outputs]
         with failures(inputs):
             outputs = self._session.run(names, dict(inputs))
         return dict(zip(names, outputs, strict=True))
 
+    def _check_shapes(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take every shape that fits the graph; an engine takes fewer."""
+
 
 class _ServedSession(_OrtSession):
-    """A session of an engine in a service: counted, bounded in callers, closed by name."""
+    """A session of an engine in a service: counted, bounded in callers, closed by name.
 
-    def __init__(self, session: ort.InferenceSession, callers: int, target: Target) -> None:
+    It takes what one of ``profiles`` holds, as an engine on a GPU does.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        callers: int,
+        target: Target,
+        profiles: tuple[tuple[ShapeRange, ...], ...],
+    ) -> None:
         super().__init__(session)
-        self._pool = Pool(object, callers)
+        self._profiles = [_bounds(profile, self._inputs) for profile in profiles]
+        pool = Pool(object, callers)
+        self._pool = pool  # and not self in the figures, which outlive the session
         self._stats = figures.Metrics(
             {"backend": target.backend, "arch": target.arch},
             {
-                "contexts": lambda: self._pool.made,
-                "contexts_in_use": lambda: self._pool.in_use,
-                "contexts_limit": lambda: self._pool.limit,
+                "contexts": lambda: pool.made,
+                "contexts_in_use": lambda: pool.in_use,
+                "contexts_limit": lambda: pool.limit,
             },
             {
-                "context_waits": lambda: self._pool.waits,
-                "context_wait_seconds": lambda: self._pool.waited_s,
+                "context_waits": lambda: pool.waits,
+                "context_wait_seconds": lambda: pool.waited_s,
             },
         )
 
@@ -139,6 +155,20 @@ class _ServedSession(_OrtSession):
             raise
         self._stats.call(time.perf_counter() - start)
         return outputs
+
+    def _check_shapes(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        for spec in self._inputs:
+            got = inputs[spec.name].shape
+            if 0 in got and 0 not in spec.shape:
+                message = (
+                    f"input {spec.name!r}: expected sizes of 1 and more, got shape "
+                    f"{list(got)}: do not call the engine with nothing"
+                )
+                raise UsageError(message)
+        if self._profiles:
+            choose(
+                self._profiles, {spec.name: inputs[spec.name].shape for spec in self._inputs}
+            )
 
     def run_device(
         self,
@@ -233,10 +263,13 @@ def open_session(
     target: Target,
     options: SessionOptions = DEFAULT,
     attached: Attached = NOTHING,
+    profiles: tuple[tuple[ShapeRange, ...], ...] = (),
 ) -> LoadedSession:
-    """Return a session of an engine, run as it was optimized.
+    """Return a session of an engine, run as it was optimized, in shapes of ``profiles``.
 
-    ``contexts`` bounds how many callers run at once (0: no bound); there are no CUDA graphs.
+    Without profiles every size of 1 and more will do; a size of 0 ends the process in some
+    operators (GRU of ONNX Runtime 1.32). ``contexts`` bounds how many callers run at once
+    (0: no bound); there are no CUDA graphs.
 
     Raises:
         TrustError: the engine is for another machine, or ONNX Runtime refuses its bytes.
@@ -250,7 +283,7 @@ def open_session(
     settings = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
     try:
         session = ort.InferenceSession(engine, settings, providers=_PROVIDERS)
-        return _ServedSession(session, options.contexts or _MANY, target)
+        return _ServedSession(session, options.contexts or _MANY, target, profiles)
     except Exception as error:  # the binding's exceptions share no base class
         message = (
             f"ONNX Runtime {ort.__version__} refuses the engine "
@@ -290,6 +323,17 @@ def open_graph(path: Path, *, fused: bool) -> Session:
             f"{' '.join(str(error).split())}. Replace what it names"
         )
         raise BuildError(message) from error
+
+
+def _bounds(
+    profile: tuple[ShapeRange, ...], inputs: tuple[TensorSpec, ...]
+) -> dict[str, Bounds]:
+    names = {spec.name for spec in inputs}
+    return {
+        item.input: Bounds(min=item.min, opt=item.opt, max=item.max)
+        for item in profile
+        if item.input in names
+    }
 
 
 def specs_of(arguments: Iterable[_Argument]) -> tuple[TensorSpec, ...]:

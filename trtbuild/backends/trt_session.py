@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.backends.trt_api import Api
-    from trtbuild.engine import Manifest, Setting, Target
+    from trtbuild.engine import Manifest, Setting, ShapeRange, Target
 
 _CUDA_MAJORS = (13, 12)
 _TENSORRT = "tensorrt"
@@ -185,10 +185,12 @@ def open_session(
     target: Target,
     options: SessionOptions = DEFAULT,
     attached: Attached = NOTHING,
+    profiles: tuple[tuple[ShapeRange, ...], ...] = (),
 ) -> LoadedSession:
     """Return a session of an engine, on the first GPU of its architecture unless one is named.
 
-    Its plug-in libraries are loaded first, and its weights given back where it has none.
+    Its plug-in libraries are loaded first, and its weights given back where it has none. Its
+    profiles are inside of it, ``profiles`` is not read.
 
     Raises:
         MissingBackendError: something is missing here, a plug-in library cannot be loaded, or
@@ -196,6 +198,7 @@ def open_session(
         TrustError: TensorRT refuses the bytes, or a library is not the one of the key.
         BuildError: a tensor has a type or layout that NumPy lacks.
     """
+    del profiles
     machine = here(target.backend)
     reason = lacks(target.backend, machine)
     if reason or machine.library is None:

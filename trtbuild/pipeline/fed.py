@@ -169,9 +169,9 @@ def _closed(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
 
 
 def _check_profiles(manifest: Manifest, arrays: Mapping[str, Array]) -> None:
-    """Refuse shapes that no optimization profile of a TensorRT engine has."""
+    """Refuse shapes that no optimization profile of the engine has."""
     profiles = manifest.preimage.profiles
-    if not manifest.preimage.target.backend.startswith("tensorrt") or not profiles:
+    if not profiles:
         return
     if any(all(_inside(item, arrays) for item in profile) for profile in profiles):
         return

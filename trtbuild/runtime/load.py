@@ -44,11 +44,12 @@ def load(
     admitted = admit(Store.open(store), str(engine), terms, options)
     manifest = admitted.manifest
     target = manifest.preimage.target
+    profiles = manifest.preimage.profiles
     session = runtime(target.backend).open_session(
-        admitted.data, target, options, admitted.attached
+        admitted.data, target, options, admitted.attached, profiles
     )
     session.stats.label("engine", manifest.sha256[:12])
     if warmup_runs:
-        warmup.warm_up(session, manifest.preimage.profiles, warmup_runs)
+        warmup.warm_up(session, profiles, warmup_runs)
     metrics.register(session)
     return session
