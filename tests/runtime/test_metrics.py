@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def parsed(text: str) -> dict[tuple[str, str], float]:
             match = SAMPLE.match(line)
             assert match, line
             assert match[1].startswith(described[-1])
+            assert (match[1], match[2]) not in samples, line
             samples[match[1], match[2]] = float(match[3])
     assert len(described) == len(set(described))
     return samples
@@ -55,12 +57,19 @@ def test_sessions_are_told_apart_and_every_metric_is_described_once() -> None:
     assert found["trtbuild_contexts", plain] == 2
 
 
-def test_a_loaded_engine_is_warmed_counted_and_closed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return a store, and the key of a float engine for this processor in it."""
+    folder = tmp_path_factory.mktemp("metrics")
     recipe = models.with_quantization(
-        models.recipe(tmp_path, "onnxruntime"), precision="fp32", provider=None
+        models.recipe(folder, "onnxruntime"), precision="fp32", provider=None
     )
-    key = trtbuild.build(recipe, tmp_path / "store").engines[0].key
-    with trtbuild.load(key, tmp_path / "store", contexts=1, warmup=2) as session:
+    return folder / "store", trtbuild.build(recipe, folder / "store").engines[0].key
+
+
+def test_a_loaded_engine_is_warmed_counted_and_closed(built: tuple[Path, str]) -> None:
+    store, key = built
+    with trtbuild.load(key, store, contexts=1, warmup=2) as session:
         assert session.stats.calls == 0
         session.run({"x": models.images(1)})
         assert 'trtbuild_latency_seconds_count{backend="onnxruntime"' in metrics.render()
@@ -69,9 +78,41 @@ def test_a_loaded_engine_is_warmed_counted_and_closed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="closed"):
         session.run({"x": models.images(1)})
     with pytest.raises(UsageError, match="device is for engines on a GPU"):
-        trtbuild.load(key, tmp_path / "store", device=0)
+        trtbuild.load(key, store, device=0)
     with pytest.raises(UsageError, match="weight_budget_mib is for engines on a GPU"):
-        trtbuild.load(key, tmp_path / "store", weight_budget_mib=1)
+        trtbuild.load(key, store, weight_budget_mib=1)
+
+
+def test_figures_of_one_engine_are_added_up_and_stay_when_its_sessions_go(
+    built: tuple[Path, str],
+) -> None:
+    store, key = built
+    calls = "trtbuild_latency_seconds_count"
+
+    def counted(name: str) -> float:
+        mark = f'engine="{engine}"'
+        samples = [v for (n, labels), v in parsed(metrics.render()).items()
+                   if n == name and mark in labels]  # fmt: skip
+        assert len(samples) == 1
+        return samples[0]
+
+    first, second = (trtbuild.load(key, store, contexts=2, warmup=0) for _ in range(2))
+    engine = re.findall('engine="(.*?)"', first.metrics())[0]
+    before = counted(calls)
+    for session in (first, second, second):
+        session.run({"x": models.images(1)})
+    assert counted(calls) == before + 3
+    assert counted("trtbuild_contexts_limit") == 4
+    first.close()
+    assert counted("trtbuild_contexts_limit") == 2
+    del first, session
+    gc.collect()
+    assert counted(calls) == before + 3
+    second.run({"x": models.images(1)})
+    assert counted(calls) == before + 4
+    del second
+    gc.collect()
+    assert counted(calls) == before + 4
 
 
 def test_warm_up_uses_what_each_profile_is_tuned_for() -> None:

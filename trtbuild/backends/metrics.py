@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import threading
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from trtbuild.engine import Value
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Labels = tuple[tuple[str, str], ...]
 
 Counter = Literal[
     "context_waits",
@@ -57,7 +62,7 @@ class Family(Value, frozen=True, kw_only=True):
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    samples: tuple[tuple[str, tuple[tuple[str, str], ...], float], ...]
+    samples: tuple[tuple[str, Labels, float], ...]
 
 
 class Metrics:
@@ -115,8 +120,20 @@ class Metrics:
         return sum(self._buckets)
 
     def families(self) -> tuple[Family, ...]:
-        """Return every figure at one moment."""
-        gauges = {name: ask() for name, ask in self._gauges.items()}
+        """Return every figure."""
+        gauges = tuple(
+            Family(
+                name=name,
+                kind="gauge",
+                help=_GAUGES[name],
+                samples=(("", self._labels, float(ask())),),
+            )
+            for name, ask in self._gauges.items()
+        )
+        return (*self.totals(), *gauges)
+
+    def totals(self) -> tuple[Family, ...]:
+        """Return, of one moment, what only grows: counters and the histogram."""
         labels = self._labels
         with self._lock:
             counters = [
@@ -136,12 +153,6 @@ class Metrics:
         return (
             *counters,
             Family(name="errors_total", kind="counter", help=_ERRORS, samples=errors),
-            *(
-                Family(
-                    name=name, kind="gauge", help=_GAUGES[name], samples=(("", labels, value),)
-                )
-                for name, value in gauges.items()
-            ),
             latency,
         )
 
@@ -161,20 +172,44 @@ class Metrics:
 
 def render(sessions: Iterable[Metrics]) -> str:
     """Return the figures of several sessions as one text, each metric described once."""
-    merged: dict[str, Family] = {}
-    samples: dict[str, list[str]] = {}
-    for session in sessions:
-        for family in session.families():
-            merged[family.name] = family
-            lines = samples.setdefault(family.name, [])
-            for suffix, labels, value in family.samples:
-                inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
-                lines.append(f"trtbuild_{family.name}{suffix}{{{inside}}} {value:.12g}\n")
-    return "".join(
-        f"# HELP trtbuild_{name} {family.help}\n# TYPE trtbuild_{name} {family.kind}\n"
-        + "".join(samples[name])
-        for name, family in merged.items()
+    return written(merged(session.families() for session in sessions))
+
+
+def merged(each: Iterable[tuple[Family, ...]]) -> tuple[Family, ...]:
+    """Return the figures of several sessions as one: what has the same labels is added up.
+
+    Two samples of one name and labels are an error to a scraper, which drops the whole text.
+    """
+    found: dict[str, Family] = {}
+    sums: dict[str, dict[tuple[str, Labels], float]] = {}
+    for family in itertools.chain.from_iterable(each):
+        found[family.name] = family
+        samples = sums.setdefault(family.name, {})
+        for suffix, labels, value in family.samples:
+            samples[suffix, labels] = samples.get((suffix, labels), 0) + value
+    return tuple(
+        msgspec.structs.replace(
+            family, samples=tuple((*place, value) for place, value in sums[name].items())
+        )
+        for name, family in found.items()
     )
+
+
+def written(families: Iterable[Family]) -> str:
+    """Return figures, one family per name, in Prometheus' exposition format 0.0.4."""
+    return "".join(
+        f"# HELP trtbuild_{family.name} {family.help}\n"
+        f"# TYPE trtbuild_{family.name} {family.kind}\n"
+        + "".join(
+            f"trtbuild_{family.name}{suffix}{{{_inside(labels)}}} {value:.12g}\n"
+            for suffix, labels, value in family.samples
+        )
+        for family in families
+    )
+
+
+def _inside(labels: Labels) -> str:
+    return ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
 
 
 def _escaped(text: str) -> str:

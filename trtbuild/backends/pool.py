@@ -130,6 +130,7 @@ class Pool(Generic[T]):
         """
         with self._changed:
             self._closed = True
+            self.limit = 0
             while self._turns:
                 self._turns.popleft().wake()
             done = self._changed.wait_for(lambda: self.in_use == 0, patience_s)
