@@ -89,6 +89,17 @@ def test_a_network_in_bf16_is_what_its_twin_computes_in_fp32(tmp_path: Path) -> 
         assert 25 < models.sqnr_db(array, got[name]) < 60
 
 
+@LOWS
+def test_a_weight_is_stored_once_in_its_new_type(low: Low, tmp_path: Path) -> None:
+    text = "g (float[b,16] x) => (float[b,8] y) { y = MatMul(x, w) }"
+    weight = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    graph = optimized(tmp_path, text, {"w": weight})
+    stored = load_model(cast(graph, low)[0].path).graph.initializers.values()
+    assert [(each.dtype, tuple(each.shape or ())) for each in stored] == [
+        (ir.DataType.FLOAT16 if low == "fp16" else ir.DataType.BFLOAT16, (16, 8))
+    ]
+
+
 def test_the_twin_of_one_product_rounds_operands_and_result(tmp_path: Path) -> None:
     text = "g (float[N, 16] x) => (float[N, 8] y) { y = MatMul(x, w) }"
     weight, x = models.normal(16, 8), models.normal(5, 16, seed=1)

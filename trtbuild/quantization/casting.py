@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from trtbuild.graph import Graph
 
-VERSION = 3
+VERSION = 4
 """Part of the key of a converted graph; raised when it starts to give other graphs."""
 
 HALF_LIMIT = 65504.0
@@ -91,6 +91,9 @@ def cast_graph(graph: Graph, casting: Casting, out: Path) -> tuple[Graph, tuple[
     writer = _Writer(model, casting)
     writer.write()
     model.graph.sort()
+    for name, value in tuple(model.graph.initializers.items()):
+        if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+            del model.graph.initializers[name]  # all that read it read its low form now
     if not casting.emulated:
         infer_shapes(model)
     return save_model(model, out), tuple(writer.kept)
