@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,15 +16,20 @@ from trtbuild.backends import NAMES
 from trtbuild.cli.doctor import doctor, lines
 from trtbuild.cli.installation import LIBRARIES, Check, library_check, store_check, tier_checks
 
-if TYPE_CHECKING:
-    from pathlib import Path
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
+if TYPE_CHECKING:
     from trtbuild.cli.installation import Library
 
 app = typer.Typer()
 app.command()(doctor)
 
 
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 PYCUDA = next(library for library in LIBRARIES if library.name == "pycuda")
 
 
@@ -48,6 +55,23 @@ def install_pycuda(site: Path, driver: str) -> None:
 
 def test_every_backend_and_framework_is_looked_for() -> None:
     assert {library.name for library in LIBRARIES} >= {*NAMES, "torch", "pycuda"}
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+def test_the_extra_that_a_remedy_names_has_the_library(library: Library) -> None:
+    extra = re.fullmatch(r"pip install 'trtbuild\[(\w+)\]'", library.install)
+    if extra:
+        named = {_distribution(each) for each in EXTRAS[extra[1]]}
+        assert named & set(library.distributions)
+
+
+def test_everything_that_runs_an_engine_on_a_gpu_is_looked_for() -> None:
+    looked_for = {name for library in LIBRARIES for name in library.distributions}
+    assert {_distribution(each) for each in EXTRAS["gpu"]} <= looked_for
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
 
 
 @pytest.mark.rtx
