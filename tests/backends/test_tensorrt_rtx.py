@@ -15,6 +15,7 @@ from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.trt_plan import problem
 from trtbuild.engine import ShapeRange
 from trtbuild.errors import BuildError, MissingBackendError
+from trtbuild.graph.model import read_graph
 from trtbuild.recipe import Limits
 
 if TYPE_CHECKING:
@@ -137,6 +138,30 @@ def test_a_profile_that_does_not_fit_is_explained(
     with pytest.raises(BuildError) as caught:
         build_isolated(msgspec.structs.replace(wish, profiles=(profile,)), LIMITS)
     assert words in str(caught.value)
+
+
+def test_an_operator_that_is_not_known_gets_a_remedy_that_exists_here(tmp_path: Path) -> None:
+    draw = graphs.Drawing()
+    scaled = draw.node("DeformAttention", ["x"], "odd")
+    draw.nodes[-1].domain = "com.example"
+    path = tmp_path / "m.onnx"
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4])
+        for name in ("x", scaled)
+    )
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph(draw.nodes, "graph", [x], [y]),
+        opset_imports=[
+            onnx.helper.make_opsetid(d, v) for d, v in (("", 21), ("com.example", 1))
+        ],
+        ir_version=10,
+    )
+    onnx.save(made, path)
+    with pytest.raises(BuildError) as caught:
+        building.build(read_graph(path), ADA, tmp_path / "engine")
+    assert "DeformAttention" in str(caught.value)
+    assert "plug-ins are for --backend tensorrt alone" in str(caught.value)
+    assert "--plugin" not in str(caught.value)
 
 
 def test_uint8_is_refused_before_and_by_the_build(tmp_path: Path) -> None:

@@ -88,7 +88,15 @@ def test_a_setting_without_effect_is_refused(
         ({"strip_plan": True}, "set refit too"),
         ({"exclude_lean_runtime": True}, "needs version_compatible"),
         ({"gpu_fallback": True}, "set dla_core too"),
-        ({"build_repeats": 0}, "expected 1 or more"),
+        ({"build_repeats": 0}, "expected a number from 1 to"),
+        ({"optimization_level": 9}, "optimization_level = 9: expected a number from 0 to 5"),
+        ({"optimization_level": -1}, "from 0 to 5"),
+        ({"workspace_mib": -5}, "workspace_mib = -5: expected a number from 1"),
+        ({"workspace_mib": 0}, "from 1"),
+        ({"workspace_mib": 1 << 43}, "workspace_mib"),
+        ({"l2_limit_kib": 99999999999999999999}, "l2_limit_kib"),
+        ({"max_aux_streams": -7}, "max_aux_streams = -7: expected a number from -1"),
+        ({"max_num_tactics": 1 << 31}, "max_num_tactics"),
         ({"strip_plan": True, "refit": True}, ""),
         ({}, ""),
     ],
@@ -178,6 +186,12 @@ def test_skipped_tactics_become_one_finding_with_advice() -> None:
     assert messages.warnings == []
     messages.take("WARNING", "something else")
     assert messages.warnings == ["something else"]
+
+
+def test_an_operator_that_is_not_known_can_be_a_plugin_of_tensorrt(tmp_path: Path) -> None:
+    refusal = Refusal(tmp_path / "m.onnx", "TensorRT 10.13 for sm_89", Messages())
+    text = "Plugin not found, are the plugin name, version, and namespace correct?"
+    assert "name a --plugin" in str(refusal.error("cannot parse the model", [text]))
 
 
 def test_a_missing_implementation_says_what_was_skipped_before(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Run = Callable[..., Done]
 
 ORT = ("--backend", "onnxruntime")
+RTX = ("--backend", "tensorrt-rtx")
+TENSORRT = ("--backend", "tensorrt")
+OPTION = (*RTX, "--build-option")
 INT8 = ("--precision", "int8", *ORT, "--method", "minmax")
 DATA = ("--calibration", "data.npz")
 
@@ -257,11 +260,36 @@ def test_techniques_are_applied_as_named_and_remembered(run: Run) -> None:
         (("model.onnx", "--technique", "magic", *ORT), 2, ["magic", "smooth"]),
         (("model.onnx", "--technique", "none", "--technique", "bias", *ORT), 2, ["none"]),
         (("model.onnx", "--precision", "bf16", *ORT), 2, ["bf16", "onnxruntime"]),
-        (("model.onnx", "--arch", "sm_90"), 3, ["sm_90", "sm_89"]),
+        (("model.onnx", "--arch", "sm_90"), 3, ["sm_90", "sm_89", "--backend tensorrt builds"]),
         (("model.onnx", "--arch", "9.0"), 3, ["sm_90", "sm_89"]),
-        (("model.onnx", "--arch", "SM89", *ORT), 3, ["sm_89", "onnxruntime"]),
+        (("model.onnx", "--arch", "SM89", *ORT), 2, ["sm_89", "onnxruntime"]),
         (("model.onnx", "--backend", "tpu"), 2, ["tpu", "onnxruntime"]),
+        (("model.onnx", "--arch", "banana"), 2, ["banana", "sm_89"]),
+        (("model.onnx", "--arch", "banana", *RTX), 2, ["banana", "sm_89"]),
         (("model.onnx", "--optimization-level", "2", *ORT), 2, ["optimization_level"]),
+        (
+            ("model.onnx", *RTX, "--version-compatible"),
+            2,
+            ["(--version-compatible)", "only in the version", "--backend tensorrt,"],
+        ),
+        (("model.onnx", *RTX, "--plugin", "a.so"), 2, ["(--plugin)", "no plug-ins"]),
+        (("model.onnx", *OPTION, "refit=True"), 2, ["refit", "true or false", "'True'"]),
+        (("model.onnx", *OPTION, "refti=true"), 2, ["refti", "Did you mean 'refit'?"]),
+        (("model.onnx", *OPTION, "workspace_mib=0"), 2, ["workspace_mib = 0", "from 1 to"]),
+        (("model.onnx", *OPTION, f"l2_limit_kib={9**40}"), 2, ["l2_limit_kib"]),
+        (
+            ("model.onnx", *OPTION, "refit=true", "--build-option", "refit=false"),
+            2,
+            ["refit", "one"],
+        ),
+        (
+            ("model.onnx", *OPTION, "optimization_level=2", "--optimization-level", "3"),
+            2,
+            ["optimization_level = 3 was given already"],
+        ),
+        (("model.onnx", *TENSORRT, "--plugin", "gone.so"), 2, ["gone.so", "--plugin"]),
+        (("model.onnx", *TENSORRT, "--timing-cache", "pinned:gone"), 2, ["gone is no file"]),
+        (("model.onnx", *TENSORRT, "--timing-cache", "gone/times"), 2, ["gone is no folder"]),
         (("model.onnx", *INT8, "--calibration", "gone.npz"), 2, ["gone.npz"]),
         (("model.onnx", *INT8, *DATA, "--keep-float", "haed"), 2, ["'haed'", "head"]),
         (("model.onnx", *ORT, "--max-drop", "-1"), 2, ["--max-drop", ">= 0"]),

@@ -72,9 +72,10 @@ def _availability(arch: str, here: tuple[gpu.Gpu, ...]) -> Availability:
 
 def _cannot_build(arch: str, here: tuple[gpu.Gpu, ...]) -> str:
     if not fingerprints.has_module("tensorrt"):
-        return f"TensorRT is not installed: pip install '{_INSTALL}'"
+        also = "" if here else f". Then it needs a GPU: {_no_gpu()}"
+        return f"TensorRT is not installed: pip install '{_INSTALL}'{also}"
     if not here:
-        return f"TensorRT times its kernels on a GPU, and there is none: {gpu.why_none()}"
+        return _no_gpu()
     known = dict.fromkeys(each.arch for each in here)
     if arch not in known:
         return (
@@ -82,6 +83,13 @@ def _cannot_build(arch: str, here: tuple[gpu.Gpu, ...]) -> str:
             f"machine that has {arch}, or for tensorrt-rtx:{arch}, which needs none"
         )
     return _old_driver(gpu.driver_cuda(), _layout()[0])
+
+
+def _no_gpu() -> str:
+    return (
+        f"TensorRT times its kernels on a GPU, and there is none: {gpu.why_none()}. "
+        "--backend tensorrt-rtx builds without one"
+    )
 
 
 def _old_driver(driver: tuple[int, int], library: str) -> str:

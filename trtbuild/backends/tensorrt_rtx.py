@@ -134,6 +134,9 @@ HW-specific datatypes"."""
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 """What TensorRT-RTX 1.7 can name as a compute capability."""
 
+_TURING = 75
+"""The oldest architecture that TensorRT 10.13 and 11 know, in the digits of its name."""
+
 
 def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     """Return what is said of each architecture in ``archs``.
@@ -154,8 +157,14 @@ def cannot_compute(arch: str, precision: Precision) -> str:
 def _availability(arch: str, here: tuple[str, ...]) -> Availability:
     cannot_build = ""
     if arch not in ARCHS:
+        data_center = int(arch.removeprefix("sm_")) > _TURING
+        other = (
+            ". --backend tensorrt builds for it, on a machine with such a GPU"
+            if data_center
+            else ""
+        )
         cannot_build = (
-            f"{arch} is not supported by TensorRT-RTX: it builds for {', '.join(ARCHS)}"
+            f"{arch} is not supported by TensorRT-RTX: it builds for {', '.join(ARCHS)}{other}"
         )
     elif not fingerprints.has_module("tensorrt_rtx"):
         cannot_build = f"TensorRT-RTX is not installed: pip install '{_INSTALL}'"

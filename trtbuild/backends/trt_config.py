@@ -46,9 +46,7 @@ class Settings:
         try:
             accepted = apply(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise self._refusal.error(
-                f"refuses {name} = {value}", [" ".join(str(error).split())]
-            ) from error
+            raise self._refusal.error(f"refuses {name} = {value}", [_said(error)]) from error
         got = read()
         if accepted is False or got != value or messages.errors:
             raise self._refusal.error(
@@ -154,3 +152,8 @@ class Settings:
 
     def _lacks(self, name: str) -> Exception:
         return self._refusal.error(f"has no setting {name}", [])
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, without the signatures that the bindings list."""
+    return " ".join(str(error).partition("The following argument types")[0].split())

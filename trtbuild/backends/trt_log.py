@@ -33,6 +33,12 @@ _REFIT = (
     "or leave out refit and strip_plan"
 )
 
+_OR_PLUGIN = ", or name a --plugin"
+_OR_ELSEWHERE = (
+    ", or replace it by operators of ONNX; plug-ins are for --backend tensorrt alone, and "
+    "'onnxruntime' has operators of its own"
+)
+
 _SKIPPED = re.compile(
     r"Skipping tactic .*(?:memory|workspace)|insufficient to use tactic|"
     r"tactics do not have sufficient workspace"
@@ -68,7 +74,7 @@ _REMEDIES = (
         ),
     ),
     ("has no runners", "keep the operator outside of the engine"),
-    ("lugin", "it has no such operator: keep it outside of the engine, or name a --plugin"),
+    ("lugin", "it has no such operator: keep it outside of the engine{or_plugin}"),
     ("INT32", "leave biases in floating point"),
     ("Non-zero zero point", "quantize symmetrically"),
 )
@@ -207,13 +213,14 @@ class Refusal:
         also = "".join(f". {finding}" for finding in skipped)
         return BuildError(
             f"{self._model}: {self._subject} {what}{said}{also}. What to do: "
-            f"{remedy(what + detail)}"
+            f"{remedy(what + detail, self._subject)}"
         )
 
 
-def remedy(text: str) -> str:
-    """Return what to do about an error of TensorRT."""
-    return next(
+def remedy(text: str, subject: str) -> str:
+    """Return what to do about an error of ``subject``, TensorRT or TensorRT-RTX."""
+    found = next(
         (what for words, what in _REMEDIES if words in text),
         "change what it names, or build for 'onnxruntime'",
     )
+    return found.format(or_plugin=_OR_ELSEWHERE if "TensorRT-RTX" in subject else _OR_PLUGIN)

@@ -118,7 +118,21 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "runtime_platform": ("same_as_build", "windows_amd64"),
 }
 
-_LEAST = {"build_repeats": 1, "avg_timing_iterations": 1, "dla_core": -1}
+_INT32 = (1 << 31) - 1
+_INT64 = (1 << 63) - 1
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "avg_timing_iterations": (1, _INT32),
+    "build_repeats": (1, _INT32),
+    "dla_core": (-1, _INT32),
+    "l2_limit_kib": (0, _INT64 >> 10),
+    "max_aux_streams": (-1, _INT32),
+    "max_num_tactics": (-1, _INT32),
+    "optimization_level": (0, 5),
+    "workspace_mib": (1, _INT64 >> 20),
+}
+"""The least and the most of each number. TensorRT takes another value without a word where it
+has fewer (level 99 becomes 5), and the bindings hold 32 or 64 bits. -1 leaves a number to
+TensorRT, less is nothing; a workspace of 0 has no tactic."""
 
 OTHER_MEMBERS: Mapping[str, str] = {
     **dict.fromkeys(
@@ -188,9 +202,9 @@ def problem(settings: Mapping[str, Setting]) -> str:
         if values[name] not in known
     ]
     found += [
-        f"{name} = {values[name]}: expected {least} or more"
-        for name, least in _LEAST.items()
-        if int(values[name]) < least
+        f"{name} = {values[name]}: expected a number from {least} to {most}"
+        for name, (least, most) in _RANGES.items()
+        if not least <= int(values[name]) <= most
     ]
     refits = [n for n in ("refit", "refit_identical", "refit_individual") if values[n]]
     if len(refits) > 1:

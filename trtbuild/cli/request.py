@@ -255,8 +255,15 @@ def _options(arguments: Arguments) -> dict[str, Setting]:
         or None,
         "timing_cache": _timing(arguments.timing_cache),
     }
-    named = dict(_option(text) for text in arguments.build_option)
-    return {**{name: value for name, value in given.items() if value is not None}, **named}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for text in arguments.build_option:
+        name, value = _option(text)
+        if name in chosen:
+            raise UsageError(
+                f"--build-option {text}: {name} = {chosen[name]} was given already: leave one"
+            )
+        chosen[name] = value
+    return chosen
 
 
 def _option(text: str) -> tuple[str, Setting]:
@@ -266,7 +273,7 @@ def _option(text: str) -> tuple[str, Setting]:
         raise UsageError(f"--build-option {text}: expected NAME=VALUE, as in refit=true")
     if value in ("true", "false"):
         return name, value == "true"
-    return name, int(value) if re.fullmatch(r"-?\d+", value) else value
+    return name, int(value) if re.fullmatch(r"-?[0-9]{1,99}", value) else value
 
 
 def _timing(text: str | None) -> str | None:

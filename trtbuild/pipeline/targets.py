@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,11 +11,16 @@ import msgspec
 from trtbuild.backends import NAMES, backend, trt_settings
 from trtbuild.engine import Fingerprint, Setting, Target, Value
 from trtbuild.errors import MissingBackendError, RecipeError, UsageError
+from trtbuild.pipeline.build_options import check_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from trtbuild.recipe import Recipe
+
+
+_PROCESSORS = ("x86_64", "aarch64", "arm64", "AMD64", "ppc64le", "riscv64", "s390x")
+"""The words for processors that ``platform.machine()`` has: a recipe may name another one."""
 
 
 class Planned(Value, frozen=True, kw_only=True):
@@ -55,9 +62,10 @@ def plan_targets(recipe: Recipe, *, strict: bool) -> Plan:
     an error; otherwise it is skipped with its reason.
 
     Raises:
-        UsageError: a target names no backend.
-        RecipeError: a builder option is honored by none of the backends of the recipe, or its
-            precision is computed by one of them nowhere, or not by a named architecture.
+        UsageError: a target names no backend, or no architecture.
+        RecipeError: a builder option is honored by none of the backends of the recipe, or has a
+            value that none takes, or the recipe's precision is computed by one of them nowhere,
+            or not by a named architecture.
         MissingBackendError: no target can be built here.
     """
     planned: list[Planned] = []
@@ -65,7 +73,10 @@ def plan_targets(recipe: Recipe, *, strict: bool) -> Plan:
     lacks: list[Skipped] = []
     wanted = recipe.build.targets or default_targets()
     names = {_split(word)[0] for word in wanted}
-    _check_options(recipe, names)
+    try:
+        check_options(recipe.build.options, names, recipe.folder)
+    except RecipeError as error:
+        raise RecipeError(f"{recipe.name}: {error}") from error
     _check_precision(recipe, names)
     precision = recipe.quantization.precision
     for word in wanted:
@@ -110,14 +121,13 @@ def _planned(recipe: Recipe, target: Target, cannot_run: str, *, required: bool)
     sparse = {"sparse_weights": True} if recipe.quantization.sparsity else {}
     known = {name: value for name, value in sparse.items() if name in module.OPTIONS}
     settings = {**module.OPTIONS, **known, **options}
-    reason = module.cannot_set(options)
-    if reason:
-        raise RecipeError(f"{recipe.name}: [build.options] {reason}")
     plugins = _plugins(recipe, settings)
     timing = str(settings.get("timing_cache", "auto"))
     is_file = timing not in ("auto", "off") and not timing.startswith("pinned")
     if is_file:
         settings["timing_cache"] = "auto"
+    if timing.startswith("pinned:"):
+        settings["timing_cache"] = f"pinned:{recipe.folder / timing.removeprefix('pinned:')}"
     if settings.get("hardware_compatible", "none") != "none":
         # Such an engine holds no kernels of one GPU model, so that the model is no input of it.
         target = msgspec.structs.replace(target, device="")
@@ -154,6 +164,16 @@ def _split(word: str) -> tuple[str, str]:
             f"target {word!r}: no backend is called {name!r}; expected one of "
             f"{', '.join(NAMES)}, alone or with an architecture (tensorrt-rtx:sm_89)"
         )
+    known = (
+        arch.partition("-")[0] in (*_PROCESSORS, platform.machine())
+        if name == "onnxruntime"
+        else re.fullmatch(r"sm_[0-9]{2,3}", arch)
+    )
+    if arch and not known:
+        raise UsageError(
+            f"target {word!r}: {arch!r} is no architecture of {name}; expected that of a GPU, "
+            "as sm_89 or 8.9, or for onnxruntime that of a processor, as x86_64-avx512_vnni"
+        )
     return name, arch
 
 
@@ -165,26 +185,4 @@ def _check_precision(recipe: Recipe, names: set[str]) -> None:
             raise RecipeError(
                 f"{recipe.name}: {name} computes nothing in {precision}: ask for "
                 f"{', '.join(known)}, or for another backend"
-            )
-
-
-def _check_options(recipe: Recipe, names: set[str]) -> None:
-    honored = {option: name for name in sorted(names) for option in backend(name).OPTIONS}
-    for option, value in recipe.build.options.items():
-        if option not in honored:
-            known = ", ".join(sorted(honored)) or "none"
-            why = "".join(
-                f". {name}: {backend(name).REFUSED[option]}"
-                for name in sorted(names)
-                if option in backend(name).REFUSED
-            )
-            raise RecipeError(
-                f"{recipe.name}: [build.options] {option}: no backend of the targets "
-                f"({', '.join(sorted(names))}) honors it; they honor: {known}{why}"
-            )
-        default = backend(honored[option]).OPTIONS[option]
-        if type(value) is not type(default):
-            raise RecipeError(
-                f"{recipe.name}: [build.options] {option}: expected a value like {default!r}, "
-                f"got {value!r}"
             )
