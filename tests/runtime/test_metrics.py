@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -81,6 +81,30 @@ def test_a_loaded_engine_is_warmed_counted_and_closed(built: tuple[Path, str]) -
         trtbuild.load(key, store, device=0)
     with pytest.raises(UsageError, match="weight_budget_mib is for engines on a GPU"):
         trtbuild.load(key, store, weight_budget_mib=1)
+    with pytest.raises(UsageError, match="cuda_graphs is for engines on a GPU"):
+        trtbuild.load(key, store, cuda_graphs=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("contexts", "4"),
+        ("contexts", True),
+        ("contexts", 2.5),
+        ("contexts", -1),
+        ("warmup", None),
+        ("warmup", 1.5),
+        ("weight_budget_mib", float("nan")),
+        ("device", -2),
+        ("cuda_graphs", "no"),
+    ],
+)
+def test_an_option_of_a_wrong_kind_is_named(
+    name: str, value: object, built: tuple[Path, str]
+) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(UsageError, match=f"{name} is {value!r}, expected"):
+        trtbuild.load(built[1], built[0], **options)
 
 
 def test_figures_of_one_engine_are_added_up_and_stay_when_its_sessions_go(

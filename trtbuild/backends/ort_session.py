@@ -252,7 +252,7 @@ def preflight(manifest: Manifest, options: SessionOptions) -> None:
             f"{ort.__version__}: build it again with this version, or install that one"
         )
         raise TrustError(message)
-    for name in ("weight_budget_mib", "allow_host_code", "device"):
+    for name in ("cuda_graphs", "weight_budget_mib", "allow_host_code", "device"):
         if getattr(options, name) != getattr(DEFAULT, name):
             message = f"{name} is for engines on a GPU, this one runs on a processor: leave it"
             raise UsageError(message)

@@ -35,10 +35,24 @@ class SessionOptions(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what can only be a mistake."""
-        wrong = [n for n in ("contexts", "weight_budget_mib") if getattr(self, n) < 0]
-        if wrong:
-            message = f"{wrong[0]} is {getattr(self, wrong[0])}, expected 0 or more"
-            raise UsageError(message)
+        for name, least in (("contexts", 0), ("weight_budget_mib", 0), ("device", -1)):
+            check_count(name, getattr(self, name), least)
+        for name in ("cuda_graphs", "allow_host_code"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                message = f"{name} is {value!r}, expected True or False"
+                raise UsageError(message)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number of ``least`` or more.
+
+    Raises:
+        UsageError: the message has name, value and what was expected.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        message = f"{name} is {value!r}, expected a whole number, {least} or more"
+        raise UsageError(message)
 
 
 DEFAULT = SessionOptions()

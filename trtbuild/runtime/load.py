@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import runtime
-from trtbuild.backends.session import DEFAULT
-from trtbuild.errors import UsageError
+from trtbuild.backends.session import DEFAULT, check_count
 from trtbuild.runtime import metrics, warmup
 from trtbuild.runtime.admission import DEFAULT_TERMS, admit
 from trtbuild.store import Store
@@ -39,8 +38,7 @@ def load(
         TrustError: a check refuses the engine; ``code`` says which.
         StoreError: the engine's bytes are lost or damaged.
     """
-    if warmup_runs < 0:
-        raise UsageError(f"warmup is {warmup_runs}, expected 0 or more")
+    check_count("warmup", warmup_runs, 0)
     admitted = admit(Store.open(store), str(engine), terms, options)
     manifest = admitted.manifest
     target = manifest.preimage.target
