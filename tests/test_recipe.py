@@ -51,6 +51,7 @@ MISTAKES = {
     "unknown table": ('[source]\nonnx = "a"\n[gate]\nx = 1', ("gate",)),
     "unknown key": ('[source]\nonnx = "a"\n[gates]\nmax_dorp = 1', ("[gates]", "max_dorp")),
     "text for a number": ('[source]\nonnx = "a"\n[gates]\nmax_drop = "0.1"', ("max_drop",)),
+    "infinite drop": ('[source]\nonnx = "a"\n[gates]\nmax_drop = inf', ("max_drop", "<= 1")),
     "negative drop": ('[source]\nonnx = "a"\n[gates]\nmax_drop = -0.1', ("max_drop", ">= 0")),
     "int8 without data": (
         '[source]\nonnx = "a"\n[quantization]\nprecision = "int8"',

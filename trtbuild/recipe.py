@@ -217,6 +217,10 @@ class Limits(Value, frozen=True, kw_only=True):
     calib_memory_mib: Annotated[int, msgspec.Meta(ge=64)] | None = None
 
 
+_FINITE = sys.float_info.max
+"""The largest number: JSON has no infinity, and an infinite gate is none."""
+
+
 class Gates(Value, frozen=True, kw_only=True):
     """The ``[gates]`` table.
 
@@ -225,8 +229,8 @@ class Gates(Value, frozen=True, kw_only=True):
     the same run.
     """
 
-    max_drop: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    min_speedup: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_drop: Annotated[float, msgspec.Meta(ge=0, le=_FINITE)] | None = None
+    min_speedup: Annotated[float, msgspec.Meta(gt=0, le=_FINITE)] | None = None
 
 
 class Recipe(Value, frozen=True, kw_only=True):
@@ -239,6 +243,12 @@ class Recipe(Value, frozen=True, kw_only=True):
     build: Build = Build()
     gates: Gates = Gates()
     limits: Limits = Limits()
+
+
+class _Named(msgspec.Struct):
+    """Of a recipe of any version: the name alone."""
+
+    name: str
 
 
 class _File(Value, frozen=True, kw_only=True):
@@ -360,6 +370,14 @@ def recipe_from_json(text: str) -> Recipe:
         raise RecipeError(
             f"a stored recipe cannot be read: {error}. Give the recipe"
         ) from error
+
+
+def recipe_name(text: str) -> str:
+    """Return the name in the JSON of a recipe of any version; empty where there is none."""
+    try:
+        return msgspec.json.decode(text, type=_Named).name
+    except msgspec.MsgspecError:
+        return ""
 
 
 def _to_path(kind: type, value: object) -> object:

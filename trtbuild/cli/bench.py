@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, QuietOption, StoreOption, finite, positive
 
 if TYPE_CHECKING:
     from trtbuild.report.contest import BenchReport
@@ -37,10 +37,23 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
     ] = "",
     seconds: Annotated[
         float,
-        typer.Option("--seconds", min=0.01, help="Per engine, and per number of threads."),
+        typer.Option(
+            "--seconds",
+            min=0.01,
+            max=86_400,
+            callback=finite,
+            help="Per engine, and per number of threads.",
+        ),
     ] = 2.0,
     warmup: Annotated[
-        float, typer.Option("--warmup", min=0, help="Seconds per engine, at least.")
+        float,
+        typer.Option(
+            "--warmup",
+            min=0,
+            max=3600,
+            callback=finite,
+            help="Seconds per engine, at least.",
+        ),
     ] = 0.2,
     threads: Annotated[
         str, typer.Option("--threads", metavar="N,N...", help="Concurrent callers.")
@@ -54,11 +67,19 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
     ] = True,
     min_speedup: Annotated[
         float | None,
-        typer.Option("--min-speedup", help="Gate: of every engine over the first."),
+        typer.Option(
+            "--min-speedup", callback=positive, help="Gate: of every engine over the first."
+        ),
     ] = None,
     price_per_hour: Annotated[
         float | None,
-        typer.Option("--price-per-hour", min=0, help="Of this machine, in your currency."),
+        typer.Option(
+            "--price-per-hour",
+            min=0,
+            max=1e9,
+            callback=finite,
+            help="Of this machine, in your currency.",
+        ),
     ] = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write the report here.")

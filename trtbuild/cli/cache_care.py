@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, QuietOption, StoreOption, finite
 
 if TYPE_CHECKING:
     from trtbuild.store.collect import Collection
@@ -27,7 +27,13 @@ LowOption = Annotated[
     str, typer.Option("--low", metavar="SIZE", help="Shrink it to this (default: 70 % of it).")
 ]
 KeepOption = Annotated[
-    float, typer.Option("--keep-days", min=0, help="Keep what was used within so many days.")
+    float,
+    typer.Option(
+        "--keep-days",
+        min=0,
+        callback=finite,
+        help="Keep what was used within so many days.",
+    ),
 ]
 GraceOption = Annotated[
     str, typer.Option("--grace", metavar="TIME", help="Keep what is younger: 90s, 30m, 1h.")

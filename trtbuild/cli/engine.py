@@ -12,6 +12,8 @@ from trtbuild.cli.options import (
     OfflineOption,
     QuietOption,
     StoreOption,
+    finite,
+    positive,
 )
 
 SourceArgument = Annotated[
@@ -104,11 +106,18 @@ KeepDenseOption = Annotated[
     typer.Option("--keep-dense", metavar="NODE", help="ONNX nodes (patterns) kept dense."),
 ]
 MaxDropOption = Annotated[
-    float | None, typer.Option("--max-drop", help="Gate: largest drop of the metric.")
+    float | None,
+    typer.Option(
+        "--max-drop", min=0, callback=finite, help="Gate: largest drop of the metric."
+    ),
 ]
 MinSpeedupOption = Annotated[
     float | None,
-    typer.Option("--min-speedup", help="Gate: least speed-up over fp16 (fp32 on a CPU)."),
+    typer.Option(
+        "--min-speedup",
+        callback=positive,
+        help="Gate: least speed-up over fp16 (fp32 on a CPU).",
+    ),
 ]
 LevelOption = Annotated[int | None, typer.Option("--optimization-level", min=0, max=5)]
 WorkspaceOption = Annotated[int | None, typer.Option("--workspace-mib", min=1)]

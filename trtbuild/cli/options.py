@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,27 @@ StoreOption = Annotated[
     ),
 ]
 """A folder and remote tiers; the empty string means the user's cache folder."""
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value of an option; every option that is a float has this as its callback.
+
+    NaN is neither below a least value nor above a largest one: Typer lets it through.
+
+    Raises:
+        BadParameter: it is NaN or infinite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number that can be compared.")
+    return value
+
+
+def positive(value: float | None) -> float | None:
+    """Return the value of an option; raises as :func:`finite`, and for 0 and less."""
+    finite(value)
+    if value is not None and value <= 0:
+        raise typer.BadParameter(f"{value:g} is not more than 0.")
+    return value
 
 
 def _go_offline(requested: bool) -> None:  # noqa: FBT001  Typer calls it with the flag

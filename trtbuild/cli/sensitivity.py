@@ -17,7 +17,7 @@ from trtbuild.cli.engine import (
     ShapeOption,
     SourceArgument,
 )
-from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption, finite
 
 if TYPE_CHECKING:
     from trtbuild.cli.request import Arguments
@@ -49,10 +49,12 @@ def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
         int, typer.Option(min=0, help="Most groups of nodes to measure (0: 2 sqrt(n) + 4).")
     ] = 0,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, help="Policy: largest drop of the metric.")
+        float | None,
+        typer.Option(min=0, callback=finite, help="Policy: largest drop of the metric."),
     ] = None,
     min_sqnr: Annotated[
-        float | None, typer.Option(help="Policy: least SQNR of the worst output, dB.")
+        float | None,
+        typer.Option(callback=finite, help="Policy: least SQNR of the worst output, dB."),
     ] = None,
     keep: Annotated[
         int | None, typer.Option(min=0, help="Policy: how many nodes stay in float.")

@@ -9,6 +9,7 @@ import msgspec
 
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import TrtbuildError, TrustError, UsageError
+from trtbuild.recipe import recipe_name
 from trtbuild.runtime import trust_files
 from trtbuild.runtime.admission import judge
 from trtbuild.store import find_engine
@@ -32,12 +33,6 @@ class Checked(Value, frozen=True, kw_only=True):
     seq: int
     note: str = ""
     problem: str = ""
-
-
-class _Named(msgspec.Struct):
-    """Of the recipe in a manifest: the name alone."""
-
-    name: str
 
 
 def lock(
@@ -129,10 +124,10 @@ def _admitted(store: Store, name: str, policy: Policy) -> Checked:
 
 
 def _recipe_name(manifest: Manifest) -> str:
-    try:
-        return msgspec.json.decode(manifest.recipe, type=_Named).name
-    except msgspec.MsgspecError as error:
+    name = recipe_name(manifest.recipe)
+    if not name:
         raise UsageError(
             f"engine {manifest.sha256[:12]} is unsigned and names no recipe: sign it, so that "
             f"it has a model's name"
-        ) from error
+        )
+    return name
