@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import typer
+from onnx import helper
 
 import trtbuild
 from tests.cli.running import command
 from tests.pipeline import models
 from tests.store.engines import engine_key, put_engine
+from trtbuild.cli import app
 from trtbuild.engine import Manifest
 from trtbuild.store import Store
+from trtbuild.verification import rates
+from trtbuild.verification.results import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from typer.core import TyperCommand, TyperGroup
 
     from tests.cli.running import Done
 
@@ -119,11 +126,104 @@ def test_inputs_come_from_where_the_user_says(run: Run, keys: dict[str, str]) ->
     (found,) = done.document["engines"]
     assert found["data"] == "data of mine.npz"
     assert found["inputs"] == {"x": [2, *models.IMAGE]}
+    short = run("bench", engine, "--data", "mine.npz", "--shape", "x:2x3x8x8", *SHORT)
+    assert (short.code, short.out) == (2, "")
+    assert "no sample makes input 'x' of shape [2, 3, 8, 8]" in short.message
     bad = run("bench", engine, "--shape", "nobody:1x2", *SHORT)
     assert (bad.code, bad.out) == (2, "")
     assert "'nobody'" in bad.message
     assert run("bench", engine, "--shape", "x:1xx2", *SHORT).code == 2
     assert run("bench", engine, "--data", "gone.npz", *SHORT).code == 2
+    for much in (("--batch", "99"), ("--shape", "x:99x3x16x16")):
+        outside = run("bench", engine, *much, *SHORT)
+        assert (outside.code, outside.out) == (2, "")
+        assert "outside of its profile" in outside.message
+
+
+def test_a_shape_that_the_data_lacks_is_drawn_and_said_to_be(run: Run, tmp_path: Path) -> None:
+    """The recipe's samples are 12 long; somebody asks how fast 5 are."""
+    models.save(
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"w": np.ones((4, 3), np.float32)},
+        [models.floats("x", "n", "t", 4)],
+        [models.floats("y", "n", "t", 3)],
+    )
+    np.savez(tmp_path / "d.npz", x=np.ones((6, 12, 4), np.float32))
+    (tmp_path / "r.toml").write_text(
+        '[source]\nonnx = "m.onnx"\n[quantization]\nprecision = "fp32"\nprovider = "d.npz"\n'
+        '[build]\ntargets = ["onnxruntime"]\n'
+        "[build.profiles.x]\nmin = [1, 1, 4]\nopt = [2, 12, 4]\nmax = [8, 20, 4]\n"
+    )
+    key = trtbuild.build(tmp_path / "r.toml", tmp_path / "store").engines[0].key
+    for shape, sizes, origin in (("3x5x4", [3, 5, 4], "drawn"), ("3x12x4", [3, 12, 4], "data")):
+        place = ("--store", tmp_path / "store")
+        done = run("bench", key, "--shape", f"x:{shape}", *SHORT, *place, "--json")
+        assert done.code == 0, done.err
+        (found,) = done.document["engines"]
+        assert found["inputs"] == {"x": sizes}
+        assert found["data"].startswith(origin)
+
+
+def test_a_gate_needs_engines_that_do_the_same_work(run: Run, keys: dict[str, str]) -> None:
+    engines = keys["fp32"], keys["int8"], keys["plain"]
+    done = run("bench", *engines, *SHORT, "--min-speedup", "0.0001")
+    assert (done.code, done.out) == (2, "")
+    assert f"classifier fp32 {keys['plain'][:12]} would be given x 3x3x16x16" in done.message
+    assert run("bench", *engines, *SHORT, "--min-speedup", "0.0001", "--batch", "2").code == 0
+
+
+def test_engines_are_called_by_model_precision_and_what_was_typed(
+    run: Run, keys: dict[str, str]
+) -> None:
+    sha256 = run("cache", "show", keys["int8"], "--json").document["value"]["sha256"]
+    done = run("bench", sha256[:20], keys["fp32"], *SHORT, "--json")
+    assert done.code == 0, done.err
+    names = [engine["name"] for engine in done.document["engines"]]
+    assert names == [f"classifier int8 {sha256[:12]}", f"classifier fp32 {keys['fp32'][:12]}"]
+    listed = [line.split() for line in run("cache", "ls").out.splitlines()]
+    assert [keys["int8"][:12], sha256[:12], "classifier"] in [line[:3] for line in listed]
+    twice = run("bench", sha256[:20], keys["int8"], *SHORT)
+    assert (twice.code, twice.out) == (2, "")
+    assert "named twice" in twice.message
+
+
+def test_too_little_time_is_said_and_no_interval_is_below_0(
+    run: Run, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = Interval(value=20, low=-30, high=70)
+    monkeypatch.setattr(rates, "mean", lambda _values: apart)
+    done = run("bench", keys["fp32"], *SHORT, "--markdown", "few.md", "--json")
+    assert done.code == 0, done.err
+    (found,) = done.document["engines"][0]["throughput"]
+    assert found["rate"]["inferences_per_s"]["low"] == 0
+    assert "say little of its throughput" in Path("few.md").read_text()
+
+
+def test_every_option_that_is_a_float_refuses_what_is_no_number(run: Run) -> None:
+    commands = dict(walk(typer.main.get_group(app), ()))
+    options = [
+        (path, option)
+        for path, command in commands.items()
+        for option in command.params
+        if option.type.name.startswith("float")
+    ]
+    assert len(options) >= 9
+    for path, option in options:
+        for value in ("nan", "inf", "-inf"):
+            given = [f"{option.opts[0]}={value}"]
+            needed = ["x"] if any(p.required for p in commands[path].params) else []
+            done = run(*path, *needed, *given)
+            assert (done.code, done.out) == (2, ""), (path, option.opts, value)
+            assert f"Invalid value for '{option.opts[0]}'" in done.err
+
+
+def walk(
+    command: TyperCommand | TyperGroup, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], TyperCommand | TyperGroup]]:
+    yield path, command
+    for name, each in getattr(command, "commands", {}).items():
+        yield from walk(each, (*path, name))
 
 
 def test_what_cannot_be_measured_is_refused_before_any_work(
@@ -138,6 +238,7 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
         (engine, foreign): (3, "tensorrt-rtx:sm_89"),
         (engine, "--threads", "1,0"): (2, "--threads 1,0"),
         (engine, "--threads", "two"): (2, "expected numbers"),
+        (engine, "--no-cuda-graphs"): (2, "none is named"),
     }
     for arguments, (code, text) in cases.items():
         done = run("bench", *arguments, *SHORT)

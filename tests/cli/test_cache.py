@@ -48,11 +48,15 @@ def test_ls_lists_the_engines(store: Store) -> None:
         put_engine(store, engine_key("sm_120", 3), b"small"),
     ]
     lines = cache(store, "ls").stdout.splitlines()
-    assert lines[0].split() == ["KEY", "ENGINE", "TARGET", "PRECISION", "SIZE", "CREATED"]
+    assert lines[0].split() == [
+        *("KEY", "ENGINE", "MODEL"),
+        *("TARGET", "PRECISION", "SIZE", "CREATED"),
+    ]
     assert {tuple(line.split()[:-1]) for line in lines[1:]} == {
         (
             record.key[:12],
             record.blob("engine").sha256[:12],
+            "?",  # its recipe is empty
             f"tensorrt-rtx:{arch}",
             "int8",
             size,

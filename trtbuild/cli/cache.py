@@ -69,7 +69,7 @@ def list_engines(
     if json:
         _print_json({"schema": 1, "engines": [_entry(*row) for row in rows]})
     elif rows:
-        head = ("KEY", "ENGINE", "TARGET", "PRECISION", "SIZE", "CREATED")
+        head = ("KEY", "ENGINE", "MODEL", "TARGET", "PRECISION", "SIZE", "CREATED")
         _print_table([head, *(_row(*row) for row in rows)])
     else:
         typer.echo(f"no engines in {place}; 'trtbuild engine SOURCE' builds one")
@@ -141,12 +141,15 @@ def _manifest(record: Record) -> Manifest | None:
 
 
 def _row(record: Record, manifest: Manifest | None) -> tuple[str, ...]:
+    from trtbuild.recipe import recipe_name
+
     key = record.key[:_SHOWN_DIGITS]
     if manifest is None:
-        return (key, "?", "?", "?", "?", record.created)
+        return (key, "?", "?", "?", "?", "?", record.created)
     return (
         key,
         manifest.sha256[:_SHOWN_DIGITS],
+        recipe_name(manifest.recipe) or "?",
         str(manifest.preimage.target),
         manifest.precision_requested,
         f"{manifest.bytes / 1e6:.1f} MB",
@@ -155,12 +158,15 @@ def _row(record: Record, manifest: Manifest | None) -> tuple[str, ...]:
 
 
 def _entry(record: Record, manifest: Manifest | None) -> dict[str, object]:
+    from trtbuild.recipe import recipe_name
+
     entry: dict[str, object] = {"key": record.key, "created": record.created}
     if manifest is None:
         return entry
     target = manifest.preimage.target
     return entry | {
         "sha256": manifest.sha256,
+        "recipe": recipe_name(manifest.recipe),
         "bytes": manifest.bytes,
         "backend": target.backend,
         "backend_version": manifest.preimage.fingerprint.version,

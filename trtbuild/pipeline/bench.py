@@ -13,6 +13,7 @@ from trtbuild.engine import Manifest, Value
 from trtbuild.errors import MissingBackendError, UsageError
 from trtbuild.pipeline.fed import Wish, feed
 from trtbuild.pipeline.recall import machine
+from trtbuild.recipe import recipe_name
 from trtbuild.report.contest import BenchedEngine, BenchReport, Throughput, Timed
 from trtbuild.report.document import summarize
 from trtbuild.runtime.load import load
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from trtbuild.verification.results import GateResult
     from trtbuild.verification.turns import Lane
 
-_SHOWN_DIGITS = 8
+_SHOWN_DIGITS = 12
 _KNOWN_AFTER = 16
 """Calls after which a session has captured what it will."""
 
@@ -66,13 +67,14 @@ def bench(
     opened = Store.open(store)
     manifests = _manifests(opened, engines, request)
     fed = {name: feed(manifest, request.wish) for name, manifest in manifests.items()}
-    options = SessionOptions(contexts=request.contexts, cuda_graphs=request.cuda_graphs)
+    _check_gate(fed, request)
     targets = tuple(dict.fromkeys(each.preimage.target for each in manifests.values()))
     with contextlib.ExitStack() as stack:
         meter = stack.enter_context(open_meter(targets))
         contestants = []
         for name, manifest in manifests.items():
             say(f"load {name}")
+            options = _options(manifest, request)
             session = stack.enter_context(load(manifest.key, store, options=options))
             lanes = _lanes(session, fed[name], manifest.preimage.target, stack)
             contestants.append(_contestant(name, session, fed[name], lanes))
@@ -100,8 +102,8 @@ def _manifests(
     for text in engines:
         manifest = find_engine(store, text).read(Manifest)
         target = manifest.preimage.target
-        name = f"{manifest.precision_requested} {manifest.key[:_SHOWN_DIGITS]}"
-        if name in found:
+        name = _name(text, manifest)
+        if manifest.key in {each.key for each in found.values()}:
             raise UsageError(f"{text}: this engine ({name}) is named twice: name each once")
         reason = runtime(target.backend).cannot_run(target)
         if reason:
@@ -111,16 +113,59 @@ def _manifests(
         raise UsageError(
             "--min-speedup has nothing to compare: name the baseline first, then the engine"
         )
+    if not request.cuda_graphs and not any(map(_on_gpu, found.values())):
+        raise UsageError("--no-cuda-graphs is for engines on a GPU, none is named: leave it")
     return found
+
+
+def _name(text: str, manifest: Manifest) -> str:
+    """Return what the report calls an engine: model, precision, and what the user typed of it.
+
+    Who named a file gets the start of the digest.
+    """
+    typed = next(
+        (each for each in (manifest.sha256, manifest.key) if each.startswith(text)),
+        manifest.sha256,
+    )
+    model = recipe_name(manifest.recipe)
+    return f"{model} {manifest.precision_requested} {typed[:_SHOWN_DIGITS]}".lstrip()
+
+
+def _check_gate(fed: dict[str, Fed], request: BenchRequest) -> None:
+    """Refuse a gate on the speed of engines that will not do the same work."""
+    (first, baseline), *others = fed.items()
+    for name, each in others:
+        if request.min_speedup is not None and _given(each) != _given(baseline):
+            raise UsageError(
+                f"--min-speedup: {name} would be given {_given(each)}, {first} "
+                f"{_given(baseline)}: that is other work. Give --shape or --batch, or name it "
+                f"in a run of its own"
+            )
+
+
+def _given(fed: Fed) -> str:
+    return ", ".join(
+        f"{name} {'x'.join(map(str, array.shape))}"
+        for name, array in sorted(fed.arrays.items())
+    )
+
+
+def _on_gpu(manifest: Manifest) -> bool:
+    return manifest.preimage.target.arch.startswith("sm_")
+
+
+def _options(manifest: Manifest, request: BenchRequest) -> SessionOptions:
+    if _on_gpu(manifest):
+        return SessionOptions(contexts=request.contexts, cuda_graphs=request.cuda_graphs)
+    return SessionOptions(contexts=request.contexts)
 
 
 def _contestant(
     name: str, session: LoadedSession, fed: Fed, lanes: dict[Way, Lane]
 ) -> Contestant:
-    shapes = sorted((key, array.shape) for key, array in fed.arrays.items())
     return Contestant(
         name=name,
-        fed=f"{shapes}",
+        fed=_given(fed),
         batch_size=batch_size(fed.arrays),
         worker=partial(session.run, fed.arrays),
         lanes=lanes,
@@ -204,10 +249,6 @@ def _gates(outcome: Outcome, first: str, min_speedup: float | None) -> tuple[Gat
         for each in outcome.comparisons
         if each.way.clock == "host" and each.baseline == first
     ]
-    if not rivals:
-        raise UsageError(
-            f"--min-speedup: nothing was given the same inputs as {first}: give --shape"
-        )
     return tuple(
         speed_gate(min_speedup, each.speedup, each.engine, invalid=invalid) for each in rivals
     )

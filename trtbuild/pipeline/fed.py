@@ -13,7 +13,7 @@ import numpy as np
 from trtbuild.backends import feeds
 from trtbuild.batches import rechunk
 from trtbuild.engine import Value
-from trtbuild.errors import TrtbuildError, UsageError
+from trtbuild.errors import DataError, TrtbuildError, UsageError
 from trtbuild.recipe import recipe_from_json
 from trtbuild.sources.checks import checked
 from trtbuild.sources.provider import load_provider
@@ -117,7 +117,21 @@ def _read(manifest: Manifest, wish: Wish, name: str, folder: Path) -> Fed:
     shapes = _shapes(manifest, wish)
     size = next((shape[0] for shape in shapes.values() if shape), 1)
     arrays = one_batch(batches, [spec.name for spec in inputs], size, shapes)
+    for input_name, wanted in _wanted(manifest, wish).items():
+        got = arrays[input_name].shape
+        if got != wanted and not (input_name not in wish.shapes and got[:1] == wanted[:1]):
+            raise DataError(
+                f"{name}: no sample makes input {input_name!r} of shape {list(wanted)} (found "
+                f"{list(got)}): give a --shape or --batch of the data, or other --data"
+            )
     return Fed(arrays=arrays, origin=f"data of {name}")
+
+
+def _wanted(manifest: Manifest, wish: Wish) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by input, of which the user gave all sizes or the first one."""
+    if wish.batch is None:
+        return wish.shapes
+    return {name: shape for name, shape in _shapes(manifest, wish).items() if shape}
 
 
 def _any_batch(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -144,7 +158,10 @@ def _drawn(manifest: Manifest, wish: Wish, why: str) -> Fed:
 
 
 def _shapes(manifest: Manifest, wish: Wish) -> dict[str, tuple[int, ...]]:
-    """Return the wanted shapes by input: the user's, else the profile's of the user's batch."""
+    """Return the wanted shapes by input: the user's, else the profile's of the user's batch.
+
+    An axis of one name has one size: a shape that the user gives one input reaches the others.
+    """
     profile = next(iter(manifest.preimage.profiles), ())
     found = {item.input: item.opt for item in profile if item.opt}
     for spec in manifest.inputs:
@@ -152,7 +169,21 @@ def _shapes(manifest: Manifest, wish: Wish) -> dict[str, tuple[int, ...]]:
             found[spec.name] = tuple(int(size) for size in spec.shape)
         if wish.batch is not None and found.get(spec.name):
             found[spec.name] = (wish.batch, *found[spec.name][1:])
-    return found | wish.shapes
+    named = {
+        axis: size
+        for spec in manifest.inputs
+        for axis, size in zip(spec.shape, wish.shapes.get(spec.name, ()), strict=False)
+        if isinstance(axis, str) and axis != "?"
+    }
+    alike = {
+        spec.name: tuple(
+            named.get(axis, size) if isinstance(axis, str) else size
+            for axis, size in zip(spec.shape, found[spec.name], strict=True)
+        )
+        for spec in manifest.inputs
+        if spec.name in found
+    }
+    return found | alike | wish.shapes
 
 
 def _closed(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:

@@ -232,6 +232,11 @@ def _throughput(report: BenchReport) -> Section:
             rate, energy, speed = each.rate, each.rate.energy, each.rate.inferences_per_s
             if energy is None:
                 notes[f"no energy: {rate.no_energy}"] = None
+            if speed.high - speed.low > speed.value:
+                notes[
+                    f"{engine.name}, {_threads(rate.threads)}: {rate.calls} calls say little "
+                    "of its throughput, their windows differ that much: give more --seconds"
+                ] = None
             share = energy.idle_share if energy else None
             rows.append(
                 (
@@ -267,6 +272,10 @@ def _throughput(report: BenchReport) -> Section:
         rows=tuple(tuple(row[i] for i in kept) for row in rows),
         notes=tuple(notes),
     )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _gates(report: BenchReport) -> Section:

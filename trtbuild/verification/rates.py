@@ -190,13 +190,19 @@ def _rate(
     energy, no_energy = _energy(windows, batch_size, power)
     return Rate(
         threads=threads,
-        inferences_per_s=mean([batch_size * window.calls_per_s for window in windows]),
+        inferences_per_s=_mean([batch_size * window.calls_per_s for window in windows]),
         p50_ms=float(p50),
         p99_ms=float(p99),
         calls=len(times),
         energy=energy,
         no_energy=no_energy,
     )
+
+
+def _mean(values: Sequence[float]) -> Interval:
+    """Return the mean of what is never negative: neither is the low end of its interval."""
+    found = mean(values)
+    return msgspec.structs.replace(found, low=max(0.0, found.low))
 
 
 def _energy(
@@ -208,7 +214,7 @@ def _energy(
         return None, absent or "the energy counter stood still while the engine worked"
     watts = sum(mj for mj, _, _ in used) / 1000 / sum(seconds for _, _, seconds in used)
     found = Energy(
-        mj_per_inference=mean([mj / (calls * batch_size) for mj, calls, _ in used]),
+        mj_per_inference=_mean([mj / (calls * batch_size) for mj, calls, _ in used]),
         watts=watts,
         idle_share=None if idle_watts is None else min(1.0, idle_watts / watts),
     )
