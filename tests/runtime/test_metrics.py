@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import re
-from typing import TYPE_CHECKING, Any
+import threading
+from http.client import HTTPConnection
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import trtbuild
 from tests.pipeline import models
 from trtbuild.backends.metrics import Metrics, render
 from trtbuild.engine import ShapeRange, TensorSpec
 from trtbuild.errors import UsageError
-from trtbuild.runtime import warmup
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-import trtbuild
-from trtbuild.runtime import metrics
+from trtbuild.runtime import metrics, warmup
 
 SAMPLE = re.compile(r'^(\w+)\{((?:\w+="(?:[^"\\\n]|\\.)*",?)*)\} (\S+)$')
 
@@ -151,3 +151,37 @@ def test_warm_up_uses_what_each_profile_is_tuned_for() -> None:
     assert [feeds["x"].shape for feeds in found] == [(2, 3), (9, 3)]
     assert all(feeds["i"].dtype == np.int64 for feeds in found)
     assert warmup.samples(specs, ()) == []
+
+
+def test_the_server_of_the_readme_serves(
+    built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(from http.server.*?)```", text, re.DOTALL)
+    assert '"0f3a9c"' in block
+    module = tmp_path / "readme_server.py"
+    module.write_text(block.replace("0f3a9c", built[1]), encoding="utf-8")
+    monkeypatch.setenv("TRTBUILD_STORE", str(built[0]))
+    monkeypatch.syspath_prepend(tmp_path)
+    code = importlib.import_module("readme_server")
+    with ThreadingHTTPServer(("127.0.0.1", 0), code.Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+
+        def ask(method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+            client.request(method, path, body)
+            answer = client.getresponse()
+            return answer.status, answer.read()
+
+        images = models.images(3)
+        status, body = ask("POST", "/", images.tobytes())
+        expected = code.SESSION.run({"x": images})["y"]
+        assert status == 200
+        np.testing.assert_allclose(np.frombuffer(body, np.float32), expected.ravel(), 1e-5)
+        assert ask("POST", "/", models.images(33).tobytes())[0] == 400
+        assert ask("POST", "/", b"odd")[0] == 400
+        status, body = ask("GET", "/metrics")
+        assert status == 200
+        assert any("errors_total" in name for name, _ in parsed(body.decode()))
+        assert ask("GET", "/")[0] == 404
+        server.shutdown()
