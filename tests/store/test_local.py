@@ -114,6 +114,38 @@ def test_1000_flipped_bits_of_a_blob_are_never_served(store: Store) -> None:
     assert store.read(sha256) == data
 
 
+@pytest.mark.parametrize("change", ["", "grow", "shrink", "flip"])
+def test_a_large_blob_is_read_whole_or_not_at_all_whatever_happens_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    good = os.urandom(9 << 20)
+    blob = store.put_bytes("engine", good)
+    path = store.path(blob.sha256)
+    path.chmod(0o600)
+    look = os.fstat
+
+    def look_and_change(descriptor: int) -> os.stat_result:
+        status = look(descriptor)
+        if status.st_size == len(good):
+            with path.open("r+b") as file:
+                if change == "grow":
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"more")
+                elif change == "shrink":
+                    file.truncate(len(good) - 5)
+                elif change == "flip":
+                    file.seek(-1, os.SEEK_END)
+                    file.write(bytes([good[-1] ^ 1]))
+        return status
+
+    monkeypatch.setattr("trtbuild.store.reader.os.fstat", look_and_change)
+    if not change:
+        assert store.read(blob.sha256) == good
+        return
+    with pytest.raises(BlobLostError, match="its content has the digest"):
+        store.read(blob.sha256)
+
+
 def test_truncated_extended_zeroed_and_swapped_blobs_are_never_served(store: Store) -> None:
     data, other = os.urandom(20_000), os.urandom(20_000)
     record = put(store, KEY, data)
