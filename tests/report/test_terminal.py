@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.report import examples
+from trtbuild.report.sections import int8_share
 from trtbuild.report.terminal import print_report, to_text
 from trtbuild.verification.gates import Evidence, judge
 from trtbuild.verification.results import OutputParity, Parity
@@ -160,3 +161,15 @@ def test_a_pipe_that_cannot_take_every_character_gets_the_rest() -> None:
     with io.TextIOWrapper(raw, encoding="ascii", write_through=True) as pipe:
         print_report(examples.report(), pipe)
         assert b"PASSED: 4 engines" in raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("asked", "share", "shown"),
+    [("fp16", 0.0, "-"), ("int8", 0.0, "0.0 %"), ("int8", 0.5, "50.0 %")],
+)
+def test_an_int8_share_is_told_where_int8_was_asked_for(
+    asked: str, share: float, shown: str
+) -> None:
+    (engine, *_) = examples.report().engines
+    changed = replace(engine, precision_requested=asked, int8_mac_share=share)
+    assert int8_share(changed) == shown

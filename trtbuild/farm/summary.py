@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.engine import Value
 from trtbuild.report.markdown import page_to_markdown, to_markdown
-from trtbuild.report.sections import DEVICE, TWIN, Column, Section
+from trtbuild.report.sections import DEVICE, TWIN, Column, Section, int8_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ def _cells(recipe: str, engine: EngineReport) -> tuple[str, ...]:
         engine.target,
         "passed" if engine.verification.passed else "FAILED",
         "cached" if engine.cached else "built",
-        f"{100 * engine.int8_mac_share:.1f} %",
+        int8_share(engine),
         _drop(engine),
     )
 

@@ -253,7 +253,7 @@ def _engines(report: Report) -> Section:
         (
             _joined([engine.target]),
             _layers(engine),
-            f"{100 * engine.int8_mac_share:.1f} %",
+            int8_share(engine),
             str(engine.fused_layers),
             _size(engine.bytes),
             engine.sha256[:_DIGEST_DIGITS],
@@ -270,6 +270,12 @@ def _engines(report: Report) -> Section:
         rows=rows,
         notes=tuple(dict.fromkeys(signed_note(engine.signatures) for engine in report.engines)),
     )
+
+
+def int8_share(engine: EngineReport) -> str:
+    """Return the share of multiplications in INT8, or a dash where INT8 was not asked for."""
+    asked = engine.precision_requested == "int8" or engine.int8_mac_share > 0
+    return f"{100 * engine.int8_mac_share:.1f} %" if asked else _NOTHING
 
 
 def signed_note(signatures: Sequence[EngineSignature]) -> str:
