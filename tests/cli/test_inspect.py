@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from tests.backends import building, graphs
 from tests.farm.recipes import make_folder, trtbuild
 from trtbuild.backends import processor
+from trtbuild.cli.engine_view import engine_sections
 from trtbuild.engine import Manifest
 from trtbuild.store import Store, make_record
 
@@ -124,6 +125,44 @@ def test_an_engine_whose_bytes_changed_is_not_shown_as_verified(
     damaged = trtbuild("inspect", built["key"], "--store", other)
     assert (damaged.returncode, damaged.stdout) == (6, "")
     assert "set aside in quarantine" in damaged.stderr
+    assert "'trtbuild engine' with the same model or recipe" in damaged.stderr
+    assert f"It was built of 'mixed' in {store.parent}" in damaged.stderr
+
+
+def test_engines_that_came_out_as_the_same_bytes_name_each_other(
+    store: Path, tmp_path: Path
+) -> None:
+    engine, twin = reported(store), "7" * 64
+    other = Store.open(str(tmp_path / "store"))
+    record = Store.open(str(store)).get("engine", engine["key"], Manifest)
+    assert record is not None
+    manifest = record.read(Manifest)
+    plan = other.put_file("plan", Path(engine["path"]))
+    for key in (engine["key"], twin):
+        named = msgspec.structs.replace(manifest, key=key)
+        other.put(make_record("engine", key, named.preimage, named, (plan,)))
+    shown = text(twin, other.root)
+    assert "Other engines that came out as the same bytes" in shown
+    assert engine["key"] in shown.partition("Other engines")[2]
+    assert document(engine["key"], other.root)["same_bytes_as"] == [twin]
+    assert "Other engines" not in text(engine["key"], store)
+
+
+def test_fused_layers_are_counted_of_those_that_are_listed(store: Path) -> None:
+    record = Store.open(str(store)).get("engine", reported(store)["key"], Manifest)
+    assert record is not None
+    manifest = record.read(Manifest)
+    idle = msgspec.structs.replace(manifest.layers.layers[0], precision="none", nodes=())
+    layers = msgspec.structs.replace(manifest.layers, layers=(*manifest.layers.layers, idle))
+    with_idle = msgspec.structs.replace(manifest, layers=layers)
+    facts = dict(engine_sections("p", with_idle, all_layers=False)[0].rows)
+    assert f" of {len(manifest.layers.layers)} do the work" in facts["fused layers"]
+
+
+def cut_short(name: Path, store: Path, *options: str) -> str:
+    done = trtbuild("inspect", name, "--store", store, *options)
+    assert (done.returncode, done.stderr) == (6, "")
+    return done.stdout
 
 
 @pytest.mark.rtx
@@ -138,9 +177,9 @@ def test_a_plan_file_shows_its_header_and_whether_it_is_whole(tmp_path: Path) ->
     assert found["header"]["archs"] == ["sm_89"]
     assert found["header"]["version"].startswith("1.")
     assert found["bytes"] == found["header"]["bytes"] == plan.stat().st_size
-    assert not document(cut, none)["whole"]
     assert "sm_89" in text(plan, none)
-    assert f"says {plan.stat().st_size} bytes, it has 300" in text(cut, none)
+    assert not json.loads(cut_short(cut, none, "--json"))["whole"]
+    assert f"says {plan.stat().st_size} bytes, it has 300" in cut_short(cut, none)
     assert not none.exists()
 
 
@@ -166,7 +205,7 @@ def test_a_plan_of_tensorrt_shows_its_version_and_what_its_header_does_not_tell(
     shown = text(plan, tmp_path / "none")
     assert "TensorRT engine, not of this store" in shown
     assert "not told by the header: the GPU that it was built on" in shown
-    assert "DAMAGED: its header says 400 bytes, it has 300" in text(cut, tmp_path / "none")
+    assert "DAMAGED: its header says 400 bytes, it has 300" in cut_short(cut, tmp_path / "none")
     assert "older than those that tell it" in text(old, tmp_path / "none")
 
 

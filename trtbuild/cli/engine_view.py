@@ -53,8 +53,8 @@ def _engine(path: str, manifest: Manifest) -> Section:
         "precision": f"{manifest.precision_requested} asked for",
         "compute layers": counts or "none",
         "multiplications": shares or "not known",
-        "fused layers": f"{manifest.fused_layers} of {len(layers.layers)} do the work of more "
-        "than one operator",
+        "fused layers": f"{manifest.fused_layers} of {len(_working(layers.layers))} do the "
+        "work of more than one operator",
         "settings": ", ".join(f"{name}={value}" for name, value in preimage.settings) or "none",
         "built": f"{manifest.created} by trtbuild {manifest.trtbuild_version} in "
         f"{manifest.build_seconds:.1f} s, {size(manifest.peak_rss_bytes)} of memory",
@@ -80,7 +80,7 @@ def _layers(manifest: Manifest, *, all_layers: bool) -> Section:
     timed = any(layer.milliseconds is not None for layer in layers)
     compute = [layer for layer in layers if layer.compute]
     others = [layer for layer in compute if layer.precision != wanted]
-    working = [layer for layer in layers if layer.precision != "none" or layer.nodes]
+    working = _working(layers)
     shown: Sequence[Layer] = working if all_layers else others
     title = "Layers" if all_layers or not others else f"Compute layers that are not in {wanted}"
     notes = _layer_notes(manifest, compute, others)
@@ -103,6 +103,11 @@ def _layers(manifest: Manifest, *, all_layers: bool) -> Section:
         total = _total_ms(layers) or 1.0
         rows = [(*_time(layer, total), *row) for layer, row in zip(shown, rows, strict=True)]
     return table(title, tuple(columns), rows, notes)
+
+
+def _working(layers: Iterable[Layer]) -> list[Layer]:
+    """Return the layers that do something; the others wait, or work on shapes."""
+    return [layer for layer in layers if layer.precision != "none" or layer.nodes]
 
 
 def _layer_notes(

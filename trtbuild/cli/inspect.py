@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbuild.cli.options import JsonOption, OfflineOption, StoreOption
+from trtbuild.errors import StoreError
 
 if TYPE_CHECKING:
     from trtbuild.cli.inspection import Inspected, OnnxFile, PlanFile
@@ -39,9 +40,10 @@ def inspect(
     """Show an engine's manifest and layers, a plan's header, or what an ONNX file holds.
 
     Without --layers it lists the compute layers that are not in the precision asked for, and
-    with --times the slowest. Only --times runs the engine, and needs its GPU.
+    with --times the slowest. Only --times runs the engine, and needs its GPU. A plan that is
+    cut short is shown as far as it goes, and the exit code is 6.
     """
-    from trtbuild.cli.inspection import examine, timed
+    from trtbuild.cli.inspection import PlanFile, examine, timed
     from trtbuild.cli.output import print_json
     from trtbuild.report.terminal import print_section
 
@@ -50,11 +52,13 @@ def inspect(
         found = timed(found, store)
     if as_json:
         print_json(_document(found))
-        return
-    for index, section in enumerate(_sections(found, all_layers=layers)):
-        if index:
-            typer.echo()
-        print_section(section, sys.stdout)
+    else:
+        for index, section in enumerate(_sections(found, all_layers=layers)):
+            if index:
+                typer.echo()
+            print_section(section, sys.stdout)
+    if isinstance(found, PlanFile) and found.damaged:
+        raise typer.Exit(StoreError.exit_code)
 
 
 def _document(found: Inspected) -> dict[str, object]:
@@ -63,7 +67,8 @@ def _document(found: Inspected) -> dict[str, object]:
     from trtbuild.cli.inspection import PlanFile, StoredEngine
 
     if isinstance(found, StoredEngine):
-        return {"schema": 1, "kind": "engine", "path": found.path} | _manifest(found.manifest)
+        where = {"path": found.path, "same_bytes_as": found.also}
+        return {"schema": 1, "kind": "engine"} | where | _manifest(found.manifest)
     if isinstance(found, PlanFile):
         plan = {"path": found.path, "bytes": found.bytes, "whole": found.whole}
         plan |= {"offset": found.offset}
@@ -108,8 +113,16 @@ def _sections(found: Inspected, *, all_layers: bool) -> tuple[Section, ...]:
     from trtbuild.cli.inspection import PlanFile, StoredEngine
 
     if isinstance(found, StoredEngine):
-        return engine_sections(found.path, found.manifest, all_layers=all_layers)
+        sections = engine_sections(found.path, found.manifest, all_layers=all_layers)
+        return (*sections, _same_bytes(found.also)) if found.also else sections
     return (_plan_section(found),) if isinstance(found, PlanFile) else _onnx_sections(found)
+
+
+def _same_bytes(keys: tuple[str, ...]) -> Section:
+    from trtbuild.cli.engine_view import table
+
+    note = "What is shown above is the record of one key: name another to see its own"
+    return table("Other engines that came out as the same bytes", (), (), (*keys, note))
 
 
 def _plan_section(found: PlanFile) -> Section:

@@ -10,7 +10,7 @@ import msgspec
 
 from trtbuild.backends.trt_plan import HEADER_BYTES, Header, is_plan, read_header
 from trtbuild.engine import Manifest, TensorSpec, Value
-from trtbuild.errors import SourceError, UsageError
+from trtbuild.errors import SourceError, StoreError, UsageError
 from trtbuild.store import Store, find_engine
 from trtbuild.store.location import root_of
 
@@ -24,10 +24,14 @@ _ONNX_DOMAINS = ("", "ai.onnx")
 
 
 class StoredEngine(Value, frozen=True):
-    """An engine of the store: where its bytes are, verified just now, and its manifest."""
+    """An engine of the store: where its bytes are, verified just now, and its manifest.
+
+    ``also`` are the keys of other engines that came out as the same bytes.
+    """
 
     path: str
     manifest: Manifest
+    also: tuple[str, ...] = ()
 
 
 class PlanFile(Value, frozen=True):
@@ -49,13 +53,19 @@ class PlanFile(Value, frozen=True):
         return self.bytes == self.offset + self.header.bytes
 
     @property
+    def damaged(self) -> bool:
+        """Whether it is surely not whole; so old a header that has no version may not tell."""
+        may_tell = self.header.library != "tensorrt" or bool(self.header.version)
+        return may_tell and not self.whole
+
+    @property
     def state(self) -> str:
         """Whether it is whole, in words."""
         if self.whole:
             return "whole: as long as its header says"
         said, has = self.header.bytes, self.bytes - self.offset
         told = f"its header says {said} bytes, it has {has}"
-        if self.header.library == "tensorrt" and not self.header.version:
+        if not self.damaged:
             return f"not known: {told}, but so old a header may not tell its length"
         return f"DAMAGED: {told}. Copy or build it again"
 
@@ -118,9 +128,8 @@ def timed(found: Inspected, store: str) -> StoredEngine:
             f"names was not verified. Build one with 'trtbuild engine' first"
         )
     layers = timed_layers(Store.open(store), found.manifest)
-    return StoredEngine(
-        path=found.path, manifest=msgspec.structs.replace(found.manifest, layers=layers)
-    )
+    timed_manifest = msgspec.structs.replace(found.manifest, layers=layers)
+    return msgspec.structs.replace(found, manifest=timed_manifest)
 
 
 def _plan(path: Path) -> PlanFile | None:
@@ -162,7 +171,21 @@ def _front(start: bytes) -> tuple[int, tuple[str, ...]]:
 
 def _stored(store: Store, text: str) -> StoredEngine:
     manifest = find_engine(store, text).read(Manifest)
-    return StoredEngine(path=str(store.verified_path(manifest.sha256)), manifest=manifest)
+    try:
+        path = store.verified_path(manifest.sha256)
+    except StoreError as error:
+        recipe = msgspec.json.decode(manifest.recipe or b"{}")
+        name, folder = recipe.get("name", "unknown"), recipe.get("folder", "")
+        raise StoreError(f"{error}. It was built of {name!r} in {folder}") from error
+    also = tuple(
+        sorted(
+            record.key
+            for record in store.records("engine")
+            if record.key != manifest.key
+            and any(blob.sha256 == manifest.sha256 for blob in record.blobs)
+        )
+    )
+    return StoredEngine(path=str(path), manifest=manifest, also=also)
 
 
 def _onnx(path: Path) -> OnnxFile:

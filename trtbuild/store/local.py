@@ -56,6 +56,7 @@ _ATTEMPTS = 5
 _ANY_SIZE = 1 << 62
 _HEX = re.compile(r"[0-9a-f]+")
 _SHARD_DIGITS = 2
+_MAKE_ANEW = "Build it again: 'trtbuild engine' with the same model or recipe makes it anew"
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -316,15 +317,15 @@ class Store:
     def _verified(self, sha256: str, content: Content | None) -> Content:
         path = self.path(sha256)
         if content is None:
-            message = f"store {self.root}: blob {sha256} is missing. Run the command again"
+            message = f"store {self.root}: blob {sha256} is missing. {_MAKE_ANEW}"
             raise BlobLostError(message)
         if not content.fault and content.sha256 == sha256:
             return content
         reason = content.fault or f"its content has the digest {content.sha256}"
         self._set_aside(path, content.file_id, reason)
         message = (
-            f"store {path}: not to be used: {reason}. It was set aside in quarantine; "
-            "run the command again to make it anew"
+            f"store {path}: not to be used: {reason}. It was set aside in quarantine. "
+            f"{_MAKE_ANEW}"
         )
         raise BlobLostError(message)
 
