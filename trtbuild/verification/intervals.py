@@ -89,9 +89,6 @@ def ratio(slow: Samples, fast: Samples, level: float = _LEVEL) -> Speedup:
 def mean(values: Sequence[float]) -> Interval:
     """Return the mean of a few independent windows and its interval, by Student's t.
 
-    The values are rates or costs, so that the interval ends at 0: where windows differ so much
-    that it would go below, its lower end says nothing.
-
     Raises:
         ValueError: there are fewer than 2 windows.
     """
@@ -102,7 +99,7 @@ def mean(values: Sequence[float]) -> Interval:
     factor = _STUDENT[min(array.size - 1, len(_STUDENT)) - 1]
     half = factor * float(array.std(ddof=1)) / math.sqrt(array.size)
     center = float(array.mean())
-    return Interval(value=center, low=max(0.0, center - half), high=center + half)
+    return Interval(value=center, low=center - half, high=center + half)
 
 
 def _ends(level: float) -> tuple[float, float]:
