@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import trtbuild
-from trtbuild.canonical import digest
+from trtbuild.canonical import digest, encode
 from trtbuild.engine import Manifest
 from trtbuild.errors import UsageError
 from trtbuild.pipeline import key_files
 from trtbuild.pipeline.chosen_key import KEY_VARIABLE
+from trtbuild.report.document import Verification
 from trtbuild.runtime.admission import candidate_of
 from trtbuild.store import find_engine
 from trtbuild.store.statements import put_statement, statements
@@ -228,8 +229,10 @@ def _gates(report: Report, engine: EngineReport) -> Gates:
         )
         for name, each in sorted(verification.metrics.items())
     ]
+    # As a stored report has it: an integer in a field of floats is written otherwise.
+    stored = msgspec.json.decode(encode(verification), type=Verification)
     return Gates(
-        report=digest("verification/v1", verification),
+        report=digest("verification/v1", stored),
         evaluation=report.evaluation_sha256,
         measured_on=verification.measured_on,
         passed=verification.passed,
