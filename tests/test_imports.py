@@ -81,6 +81,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert not {module.partition(".")[0] for module in loaded.split()} & HEAVY
 
 
+def test_the_command_that_builds_loads_no_other_command() -> None:
+    code = "import atexit, sys; atexit.register(lambda: print('loaded', *sys.modules));"
+    code += "sys.argv = ['trtbuild', 'engine', '--help'];"
+    text, _, loaded = run(f"{code} from trtbuild.cli import main; main()").rpartition("loaded")
+    assert "Usage" in text
+    commands = {name for name in loaded.split() if name.startswith("trtbuild.cli.")}
+    assert commands == {f"trtbuild.cli.{name}" for name in ("engine", "options", "program")}
+    assert "cryptography" not in loaded.split()
+
+
 def test_help_uses_less_than_150_ms_of_cpu() -> None:
     def cpu_s() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -20,7 +20,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from trtbuild.cli import app
+from trtbuild.cli.application import app
 from trtbuild.recipe import load_recipe
 
 if sys.version_info >= (3, 11):

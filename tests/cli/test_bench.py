@@ -15,7 +15,7 @@ import trtbuild
 from tests.cli.running import command
 from tests.pipeline import models
 from tests.store.engines import engine_key, put_engine
-from trtbuild.cli import app
+from trtbuild.cli.application import app
 from trtbuild.engine import Manifest
 from trtbuild.store import Store
 from trtbuild.verification import rates

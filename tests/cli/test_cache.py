@@ -12,12 +12,7 @@ from tests.store.engines import engine_key, put_engine
 from trtbuild.store import Store, make_record
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = (
-    "import sys, trtbuild.cli as cli\n"
-    "from trtbuild.cli import cache\n"
-    "cli.app = cache.app\n"
-    "cli.main()"
-)
+PROGRAM = "import sys; sys.argv.insert(1, 'cache'); from trtbuild.cli import main; main()"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import trtbuild
 from tests.pipeline import models
-from trtbuild.cli import app
+from trtbuild.cli.application import app
 from trtbuild.engine import Manifest
 from trtbuild.errors import TrtbuildError, TrustError
 from trtbuild.pipeline import key_files
