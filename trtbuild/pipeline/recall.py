@@ -114,8 +114,16 @@ def machine() -> str:
 def _program_digest() -> str:
     """Hash our own source files, so that a report never outlives the code that made it."""
     total = hashlib.sha256()
-    folder = Path(trtbuild.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        total.update(path.read_bytes())
+    root = str(Path(trtbuild.__file__).parent)
+    # Strings: as Path objects the same walk takes three times as long, on every full hit.
+    names = [
+        os.path.join(folder, name)  # noqa: PTH118  see above
+        for folder, _, files in os.walk(root)
+        for name in files
+        if name.endswith(".py")
+    ]
+    for name in sorted(names):
+        total.update(name.removeprefix(root).encode() + b"\0")
+        with open(name, "rb", buffering=0) as file:  # noqa: PTH123  see above
+            total.update(file.read())
     return total.hexdigest()
