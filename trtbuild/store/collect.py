@@ -256,7 +256,7 @@ def _sweep_blobs(store: Store, plan: _Plan, gone: list[Entry], limits: Limits) -
         file
         for batch in _batches(store, plan.blobs, limits)
         for file in batch
-        if file.path.name not in kept and _remove(file.path, before)
+        if file.name not in kept and _remove(file.path, before)
     ]
 
 
