@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,3 +20,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = models.with_quantization(recipe, precision="fp32", provider=None)
     trtbuild.build(recipe, folder / "store")
     return folder / "store"
+
+
+@pytest.fixture
+def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's own folders, with a copy of a store with one unsigned engine."""
+    shutil.copytree(built, tmp_path / "store")
+    for name, folder in (
+        ("TRTBUILD_STORE", "store"),
+        ("TRTBUILD_STATE", "state"),
+        ("XDG_CONFIG_HOME", "config"),
+    ):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -8,18 +8,23 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from typer.testing import CliRunner
 
 import trtbuild
-from tests.pipeline import models
-from trtbuild.cli.application import app
+from tests.trust.commands import (
+    demand_promoters,
+    manifest_of,
+    recipe,
+    run,
+    signed,
+    works,
+)
 from trtbuild.engine import Manifest
 from trtbuild.errors import TrtbuildError, TrustError
 from trtbuild.pipeline import key_files
@@ -30,64 +35,6 @@ from trtbuild.trust import dsse
 
 if TYPE_CHECKING:
     from trtbuild.engine import Manifest as ManifestType
-
-
-@pytest.fixture
-def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's own folders, with a copy of a store with one unsigned engine."""
-    shutil.copytree(built, tmp_path / "store")
-    for name, folder in (
-        ("TRTBUILD_STORE", "store"),
-        ("TRTBUILD_STATE", "state"),
-        ("XDG_CONFIG_HOME", "config"),
-    ):
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(arguments))
-    if isinstance(done.exception, TrtbuildError):
-        assert done.exception.exit_code == code, done.exception
-        return str(done.exception)
-    assert done.exit_code == code, (done.output, done.exception)
-    return done.output
-
-
-def manifest_of(root: Path) -> ManifestType:
-    return next(Store.open(str(root)).records("engine")).read(Manifest)
-
-
-def recipe(folder: Path) -> str:
-    """Return the recipe that the store's engine was built by, as a file."""
-    source = Path(json.loads(manifest_of(folder / "store").recipe)["folder"]) / "model.onnx"
-    text = (
-        f'[source]\nonnx = "{source}"\n[quantization]\nprecision = "fp32"\n'
-        '[build]\ntargets = ["onnxruntime"]\n'
-    )
-    (folder / "classifier.toml").write_text(text)
-    return str(folder / "classifier.toml")
-
-
-def signed(folder: Path) -> str:
-    """Let a builder sign the engine and a policy trust it; return the engine's digest."""
-    run("keys", "generate", "nightly", "--use")
-    run("keys", "generate", "release")
-    report = json.loads(run("engine", recipe(folder), "--json", "-q"))
-    run("keys", "trust", "nightly")
-    run("keys", "trust", "release", "--role", "promoter")
-    assert [each["name"] for each in report["engines"][0]["signatures"]] == ["nightly"]
-    return str(report["engines"][0]["sha256"])
-
-
-def demand_promoters(folder: Path) -> None:
-    path = folder / "config" / "trtbuild" / "policy.toml"
-    path.write_text(path.read_text().replace("promoters = 0", "promoters = 1"))
-
-
-def works(session: Any) -> bool:  # noqa: ANN401  a session
-    return bool(session.run({"x": models.images(2)})["y"].shape == (2, models.CLASSES))
 
 
 def test_a_key_is_private_named_once_and_printed(place: Path) -> None:
@@ -232,7 +179,7 @@ def test_unsigned_engines_are_loaded_where_they_were_built_with_one_warning(
 
 def test_an_unsigned_engine_is_locked_only_by_name(place: Path) -> None:
     engine = manifest_of(place / "store").sha256
-    assert "nothing is pinned" in run("lock")
+    assert "nothing to pin" in run("lock", code=6)
     assert "unsigned" in run("lock", engine)
     assert works(trtbuild.load("classifier", lock="engines.lock"))
     Path("engines.lock").write_text(Path("engines.lock").read_text().replace(engine, "a" * 64))

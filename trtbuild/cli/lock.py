@@ -27,6 +27,10 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
         bool,
         typer.Option("--check", help="Change nothing; fail (6) on a bad pin."),
     ] = False,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="MODEL", help="Take a model out of the file."),
+    ] = None,
     policy: PolicyOption = "",
     store: StoreOption = "",
     json: JsonOption = False,
@@ -34,9 +38,10 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
     """Write engines.lock: for each model and target the engine that is served. Commit it.
 
     Without ENGINE every model that was signed is pinned to its newest release that the policy
-    admits. With ENGINE only its entries change; an unsigned engine must be named.
+    admits, and what is refused is listed. With ENGINE only its entries change; an unsigned
+    engine must be named. No model leaves the file without --drop: the command fails (6).
     """
-    from trtbuild.cli.output import print_json, writing
+    from trtbuild.cli.output import print_json, write_whole
     from trtbuild.errors import TrustError, UsageError
     from trtbuild.runtime import locking
     from trtbuild.runtime.trust_files import load_policy, policy_name
@@ -45,22 +50,24 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
 
     opened = Store.open(store)
     rules = load_policy(policy_name(policy))
+    refused: tuple[Checked, ...] = ()
     if check:
-        if engines:
-            message = "--check looks at the whole file: name no engine"
+        if engines or drop:
+            message = "--check looks at the whole file: name no engine, and drop nothing"
             raise UsageError(message)
         found = locking.check(opened, file, rules)
     else:
-        result, found = locking.lock(opened, file, tuple(engines or ()), rules)
-        with writing(file, "--file"):
-            file.write_text(write_lock(result), encoding="utf-8")
+        wanted = locking.Wanted(engines=tuple(engines or ()), drop=tuple(drop or ()))
+        done = locking.lock(opened, file, wanted, rules)
+        write_whole(file, write_lock(done.lock), "--file")
+        found, refused = done.entries, done.refused
     if json:
-        print_json({"schema": 1, "file": str(file), "engines": found})
+        print_json({"schema": 1, "file": str(file), "engines": found, "refused": refused})
     else:
         for each in found:
             typer.echo(_line(each))
-        if not found:
-            typer.echo(f"{file}: nothing is pinned; name an engine, or sign one", err=True)
+        for each in refused:
+            typer.echo(f"REFUSED {each.told()}")
     if any(each.problem for each in found) and check:
         raise typer.Exit(TrustError.exit_code)
 

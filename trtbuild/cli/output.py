@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import re
+import secrets
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -87,6 +89,27 @@ def writing(path: Path, option: str) -> Iterator[None]:
         raise UsageError(
             f"{option} {path}: cannot be written: {error.strerror or error}. Give another path"
         ) from error
+
+
+def write_whole(path: Path, text: str, option: str) -> None:
+    """Write a file that others may read at any time: all of it, or it stays as it was.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    real = path.resolve()
+    draft = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
+    with writing(path, option):
+        try:
+            with draft.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if real.exists():
+                draft.chmod(stat.S_IMODE(real.stat().st_mode))
+            draft.replace(real)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def prepare(path: Path | None, option: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from trtbuild.backends import runtime, trt_plan
 from trtbuild.backends.session import DEFAULT
 from trtbuild.engine import Manifest, Value
-from trtbuild.errors import TrustError
+from trtbuild.errors import TrustError, UsageError
 from trtbuild.runtime import canary, trust_files
 from trtbuild.runtime.attached import attached
 from trtbuild.runtime.machine import preflight
@@ -150,11 +150,20 @@ def _found(store: Store, name: str, lock: str) -> tuple[Record, Pin | None]:
     """Return the record that is meant, and its pin where there is a lockfile."""
     if not lock:
         return find_engine(store, name), None
-    pins = [pin for _, pin in trust_files.load_lock(Path(lock)).pins()]
+    pins = trust_files.load_lock(Path(lock)).pins()
     of_model = [pin for pin in pins if pin.model == name]
     if of_model:
         return _runnable(store, of_model)
-    record = find_engine(store, name)
+    pinned = ", ".join(sorted({pin.model for pin in pins})) or "nothing"
+    try:
+        record = find_engine(store, name)
+    except UsageError as error:
+        raise refusal(
+            "T02",
+            f"lockfile {lock} pins no model {name!r}, and it is no engine either ({error})",
+            f"a model that is pinned: {pinned}",
+            "Correct the name, or pin an engine of that model: trtbuild lock ENGINE",
+        ) from error
     sha256 = record.read(Manifest).sha256
     for pin in pins:
         if pin.engine == sha256:
@@ -162,7 +171,7 @@ def _found(store: Store, name: str, lock: str) -> tuple[Record, Pin | None]:
     raise refusal(
         "T02",
         f"lockfile {lock} does not pin engine {sha256[:SHOWN_DIGITS]}",
-        f"one of {', '.join(sorted({pin.model for pin in pins})) or 'nothing'}",
+        f"one of {pinned}",
         f"Load a model that it pins by name, or pin this engine: trtbuild lock {name}",
     )
 

@@ -15,7 +15,7 @@ from trtbuild.runtime.admission import judge
 from trtbuild.store import find_engine
 from trtbuild.store.statements import signed_subjects
 from trtbuild.trust.candidate import Pin
-from trtbuild.trust.lockfile import Lock
+from trtbuild.trust.lockfile import Lock, wrong_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,88 +25,195 @@ if TYPE_CHECKING:
 
 
 class Checked(Value, frozen=True, kw_only=True):
-    """One entry: what is pinned, who signed it, and why it cannot be served, if so."""
+    """One entry: what is pinned, who signed it, and why it cannot be served, if so.
+
+    ``created`` is when the engine was built, empty where its record is lost.
+    """
 
     model: str
     target: str
     engine: str
     seq: int
+    created: str = ""
     note: str = ""
     problem: str = ""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """What a lockfile has one entry of: model and target."""
+        return self.model, self.target
 
-def lock(
-    store: Store, path: Path, engines: tuple[str, ...], policy: Policy
-) -> tuple[Lock, tuple[Checked, ...]]:
-    """Return the lock to write, and its changed entries.
+    def told(self) -> str:
+        """Return why it cannot be served, in one line."""
+        name = f"{self.model} on {self.target}" if self.model else "an engine without a record"
+        return f"{name} (engine {self.engine[:12]}): {self.problem}"
 
-    With ``engines`` the entries of these change. Without, all that is signed is looked at, and
-    the newest release of each model and target that ``policy`` admits is pinned.
+
+class Wanted(Value, frozen=True, kw_only=True):
+    """What is to be locked: these engines, or all that is signed where none is named.
+
+    Entries of the models in ``drop`` are left out.
+    """
+
+    engines: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+class Locked(Value, frozen=True, kw_only=True):
+    """The lock to write, its entries that were looked at, and what was refused beside them."""
+
+    lock: Lock
+    entries: tuple[Checked, ...]
+    refused: tuple[Checked, ...] = ()
+
+
+def lock(store: Store, path: Path, wanted: Wanted, policy: Policy) -> Locked:
+    """Return the lock to write to ``path``, where one may be already.
+
+    With engines the entries of these change. Without, all that is signed is looked at, and the
+    newest release of each model and target that ``policy`` admits is pinned. An entry that
+    would go, or go back to an older release, stays if it can still be served.
 
     Raises:
         UsageError: a name means nothing, or an unsigned engine's recipe has none.
-        TrustError: a named engine is refused, or the file there is no lockfile.
+        TrustError: a named engine or an entry that was not dropped is refused, nothing is
+            left to pin, or the file there is no lockfile.
     """
-    if engines:
-        before = trust_files.load_lock(path) if os.path.lexists(path) else Lock()
-        found = [_admitted(store, name, policy) for name in engines]
+    before = trust_files.load_lock(path) if os.path.lexists(path) else Lock()
+    unknown = [model for model in wanted.drop if model not in before.engines]
+    if unknown:
+        raise UsageError(
+            f"--drop {unknown[0]!r}: {path} pins no such model. It pins "
+            f"{', '.join(sorted(before.engines)) or 'nothing'}"
+        )
+    kept = before.without(wanted.drop)
+    if wanted.engines:
+        done = _with_named(store, kept, wanted.engines, policy)
     else:
-        before, found = Lock(), _all_signed(store, policy)
-    newest: dict[tuple[str, str], Checked] = {}
-    for each in found:
-        place = (each.model, each.target)
-        if place in newest and engines:
-            raise UsageError(
-                f"two engines were named for {each.model!r} on {each.target}: "
-                f"{newest[place].engine[:12]} and {each.engine[:12]}. Name one"
-            )
-        if place not in newest or newest[place].seq < each.seq:
-            newest[place] = each
-    result = before
-    for each in newest.values():
-        pin = Pin(model=each.model, engine=each.engine, seq=each.seq)
-        result = result.with_pin(each.target, pin)
-    return result, tuple(newest[place] for place in sorted(newest))
+        done = _with_all(store, kept, wanted.drop, policy)
+    if not done.lock.engines and not wanted.drop:
+        raise _nothing(path, done)
+    return done
 
 
 def check(store: Store, path: Path, policy: Policy) -> tuple[Checked, ...]:
     """Return every entry of a lockfile with the reason why it cannot be served, if any.
 
     Raises:
-        TrustError: T02, the file cannot be used.
+        TrustError: T02, the file cannot be used, or pins nothing.
     """
-    found = []
-    for target, pin in trust_files.load_lock(path).pins():
-        entry = Checked(model=pin.model, target=target, engine=pin.engine, seq=pin.seq)
-        try:
-            record = find_engine(store, pin.engine)
-            admission = judge(store, record, pin, policy)
-            _expect_target(target, admission.target)
-            store.verified_path(pin.engine)
-        except TrtbuildError as error:
-            found.append(msgspec.structs.replace(entry, problem=str(error)))
-        else:
-            names = ", ".join((*admission.builders, *admission.promoters))
-            note = f"signed by {names}" if admission.signed else "unsigned"
-            found.append(msgspec.structs.replace(entry, note=note))
-    return tuple(found)
+    pins = trust_files.load_lock(path).pins()
+    if not pins:
+        raise wrong_lock(str(path), "it pins nothing")
+    return tuple(_checked(store, pin, policy) for pin in pins)
 
 
-def _expect_target(pinned: str, found: str) -> None:
-    if pinned != found:
-        raise TrustError(f"the engine is for {found}, it is pinned for {pinned}", "T02")
+def _with_named(store: Store, before: Lock, names: tuple[str, ...], policy: Policy) -> Locked:
+    """Return ``before`` with the entries of the engines that were named."""
+    found: dict[tuple[str, str], Checked] = {}
+    for name in names:
+        each = _admitted(store, name, policy)
+        if each.place in found:
+            raise UsageError(
+                f"two engines were named for {each.model!r} on {each.target}: "
+                f"{found[each.place].engine[:12]} and {each.engine[:12]}. Name one"
+            )
+        found[each.place] = each
+    return Locked(lock=_pinned(before, found), entries=_sorted(found))
 
 
-def _all_signed(store: Store, policy: Policy) -> list[Checked]:
-    found = []
+def _with_all(store: Store, before: Lock, drop: tuple[str, ...], policy: Policy) -> Locked:
+    """Return the newest of all that is signed, with what is still good of ``before``."""
+    newest: dict[tuple[str, str], Checked] = {}
+    refused: list[Checked] = []
     for sha256 in signed_subjects(store):
         try:
-            admitted = _admitted(store, sha256, policy)
-        except TrtbuildError:  # not ours to serve: another policy's, or its bytes are elsewhere
+            each = _admitted(store, sha256, policy)
+        except TrtbuildError as error:
+            refused.append(_refused(store, sha256, error))
             continue
-        if admitted.seq:
-            found.append(admitted)
-    return found
+        if each.model in drop or not each.seq:
+            continue
+        if each.place not in newest or newest[each.place].seq < each.seq:
+            newest[each.place] = each
+    lost = []
+    for pin in before.pins():
+        found = newest.get((pin.model, pin.target))
+        if found is None or found.seq < pin.seq:
+            entry = _checked(store, pin, policy)
+            newest[entry.place] = entry
+            if entry.problem:
+                lost.append(entry)
+    if lost:
+        raise _would_lose(lost)
+    # What an admitted engine has overtaken is history, and no surprise.
+    news = [
+        each
+        for each in refused
+        if each.place not in newest or newest[each.place].created < each.created
+    ]
+    return Locked(lock=_pinned(Lock(), newest), entries=_sorted(newest), refused=tuple(news))
+
+
+def _pinned(before: Lock, found: dict[tuple[str, str], Checked]) -> Lock:
+    result = before
+    for each in found.values():
+        pin = Pin(model=each.model, target=each.target, engine=each.engine, seq=each.seq)
+        result = result.with_pin(pin)
+    return result
+
+
+def _sorted(found: dict[tuple[str, str], Checked]) -> tuple[Checked, ...]:
+    return tuple(found[place] for place in sorted(found))
+
+
+def _would_lose(lost: list[Checked]) -> TrustError:
+    lines = "".join(f"\n  {each.told()}" for each in lost)
+    return TrustError(
+        f"the lockfile was left as it is, since {len(lost)} of its entries cannot be served:"
+        f"{lines}\nMend that, pin another engine (trtbuild lock ENGINE), or take the model out "
+        f"on purpose: trtbuild lock --drop {lost[0].model}"
+    )
+
+
+def _nothing(path: Path, done: Locked) -> TrustError:
+    lines = "".join(f"\n  {each.told()}" for each in done.refused) or " nothing is signed here"
+    return TrustError(
+        f"{path} was not written, since there is nothing to pin:{lines}\nSign an engine, name "
+        f"an unsigned one (trtbuild lock ENGINE), or another --store"
+    )
+
+
+def _checked(store: Store, pin: Pin, policy: Policy) -> Checked:
+    """Return an entry, with the reason why it cannot be served, if any."""
+    entry = Checked(model=pin.model, target=pin.target, engine=pin.engine, seq=pin.seq)
+    try:
+        record = find_engine(store, pin.engine)
+        admission = judge(store, record, pin, policy)
+        store.verified_path(pin.engine)
+    except TrtbuildError as error:
+        return msgspec.structs.replace(entry, problem=str(error))
+    names = ", ".join((*admission.builders, *admission.promoters))
+    return msgspec.structs.replace(
+        entry,
+        created=record.read(Manifest).created,
+        note=f"signed by {names}" if admission.signed else "unsigned",
+    )
+
+
+def _refused(store: Store, sha256: str, error: TrtbuildError) -> Checked:
+    """Return a signed engine that is not admitted, by its recipe's name where it is known."""
+    found = Checked(model="", target="", engine=sha256, seq=0, problem=str(error))
+    try:
+        manifest = find_engine(store, sha256).read(Manifest)
+    except TrtbuildError:  # statements without an engine: the reason says so
+        return found
+    return msgspec.structs.replace(
+        found,
+        model=recipe_name(manifest.recipe),
+        target=str(manifest.preimage.target),
+        created=manifest.created,
+    )
 
 
 def _admitted(store: Store, name: str, policy: Policy) -> Checked:
@@ -119,6 +226,7 @@ def _admitted(store: Store, name: str, policy: Policy) -> Checked:
         target=admission.target,
         engine=manifest.sha256,
         seq=admission.seq,
+        created=manifest.created,
         note=f"signed by {names}" if admission.signed else "unsigned",
     )
 

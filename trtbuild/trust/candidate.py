@@ -32,6 +32,7 @@ class Pin(Value, frozen=True, kw_only=True):
     """What a lockfile says of a model on a target; ``seq`` is 0 for an unsigned engine."""
 
     model: str
+    target: str
     engine: str
     seq: int
 

@@ -42,12 +42,15 @@ _SKEW = timedelta(minutes=10)
 def decide(candidate: Candidate, envelopes: Sequence[bytes], situation: Situation) -> Admission:
     """Return why the engine may be loaded.
 
-    Of several releases the newest that passes every check counts.
+    Of several releases the newest that passes every check counts; one that is pinned as an
+    unsigned engine is admitted as that or not at all.
 
     Raises:
         TrustError: the code of the first check that failed, for the newest release.
     """
     check_engine(candidate, situation)
+    if situation.pin is not None and not situation.pin.seq:
+        return _pinned_unsigned(candidate, situation)
     evidence = gather(envelopes, situation.policy)
     refused = list(evidence.refused)
     newest: list[TrustError] = []
@@ -77,6 +80,19 @@ def check_engine(candidate: Candidate, situation: Situation) -> None:
     _check_not_revoked(candidate, situation.policy)
     _check_pin(candidate, situation.pin)
     _check_record(candidate)
+
+
+def _pinned_unsigned(candidate: Candidate, situation: Situation) -> Admission:
+    """Return the admission of an engine that is pinned with the number 0, for no release."""
+    if situation.policy.unsigned == "local" and candidate.built_here:
+        return Admission(signed=False, target=str(candidate.preimage.target))
+    raise refusal(
+        "T02",
+        f"{candidate.label} is pinned as unsigned (seq = 0), and the policy does not load it "
+        f"unsigned",
+        "the number of its release",
+        "Take the lockfile from version control again, or pin anew: trtbuild lock ENGINE",
+    )
 
 
 def _unsigned(
@@ -165,12 +181,21 @@ def _check_not_revoked(candidate: Candidate, policy: Policy) -> None:
 
 
 def _check_pin(candidate: Candidate, pin: Pin | None) -> None:
-    if pin is not None and pin.engine != candidate.sha256:
+    if pin is None:
+        return
+    if pin.engine != candidate.sha256:
         raise refusal(
             "T02",
             f"{candidate.label} is not what the lockfile pins for {pin.model!r}",
             f"engine {pin.engine[:SHOWN_DIGITS]}",
             "Load that one, or pin this one after looking at it: trtbuild lock ENGINE",
+        )
+    if pin.target != str(candidate.preimage.target):
+        raise refusal(
+            "T02",
+            f"{candidate.label} is pinned for {pin.target} as {pin.model!r}",
+            f"an engine for {pin.target}",
+            "Take the lockfile from version control again, or pin anew: trtbuild lock ENGINE",
         )
 
 

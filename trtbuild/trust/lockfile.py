@@ -49,28 +49,33 @@ class Lock(Value, frozen=True, kw_only=True):
     schema: Literal[1] = 1
     engines: dict[Name, dict[TargetName, Entry]] = msgspec.field(default_factory=dict)
 
-    def pins(self) -> tuple[tuple[str, Pin], ...]:
-        """Return all entries as (target, pin)."""
+    def pins(self) -> tuple[Pin, ...]:
+        """Return all entries, sorted by model and target."""
         return tuple(
-            (target, Pin(model=model, engine=entry.engine, seq=entry.seq))
+            Pin(model=model, target=target, engine=entry.engine, seq=entry.seq)
             for model, targets in sorted(self.engines.items())
             for target, entry in sorted(targets.items())
         )
 
-    def with_pin(self, target: str, pin: Pin) -> Lock:
+    def with_pin(self, pin: Pin) -> Lock:
         """Return the lock with one entry added or replaced."""
         targets = {
             **self.engines.get(pin.model, {}),
-            target: Entry(engine=pin.engine, seq=pin.seq),
+            pin.target: Entry(engine=pin.engine, seq=pin.seq),
         }
         return Lock(engines={**self.engines, pin.model: targets})
+
+    def without(self, models: tuple[str, ...]) -> Lock:
+        """Return the lock without the entries of these models."""
+        kept = {model: each for model, each in self.engines.items() if model not in models}
+        return Lock(engines=kept)
 
 
 def write_lock(lock: Lock) -> str:
     """Return the file's text, sorted, one table per entry, so that changes are easy to read."""
     tables = [
-        f'\n[engines."{pin.model}"."{target}"]\nengine = "{pin.engine}"\nseq = {pin.seq}\n'
-        for target, pin in lock.pins()
+        f'\n[engines."{pin.model}"."{pin.target}"]\nengine = "{pin.engine}"\nseq = {pin.seq}\n'
+        for pin in lock.pins()
     ]
     return _HEAD + "".join(tables)
 
@@ -96,5 +101,5 @@ def wrong_lock(name: str, problem: str) -> TrustError:
         "T02",
         f"lockfile {name}: {problem}",
         "what 'trtbuild lock' writes",
-        "Take it from version control again, or make it anew: trtbuild lock",
+        "Take it from version control again, or remove it and make it anew: trtbuild lock",
     )
