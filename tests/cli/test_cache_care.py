@@ -81,6 +81,9 @@ def test_gc_removes_nothing_from_a_store_below_its_limit(store: Store, cache: Ca
         (["--high", "much"], "expected a size"),
         (["--high", "1GB", "--low", "2GB"], "above --high"),
         (["--grace", "soon"], "expected a time"),
+        (["--keep-days", "nan"], "not a number"),
+        (["--keep-days", "inf"], "36500"),
+        (["--keep-days", "1e30"], "36500"),
     ],
 )
 def test_what_gc_does_not_understand_is_refused(
@@ -88,7 +91,33 @@ def test_what_gc_does_not_understand_is_refused(
 ) -> None:
     done = cache("gc", *arguments)
     assert done.code == 2
-    assert words in done.message
+    assert words in done.err
+
+
+def test_a_damaged_pin_stops_the_collection_only_and_can_be_set_aside(
+    store: Store, cache: Cache
+) -> None:
+    kept = old_engine(store, "sm_89")
+    cache("pin", kept[:12], "--name", "good")
+    for name in ("bad", "worse"):
+        (store.top / "refs" / "pins" / name).write_bytes(b"junk")
+    shown = cache("pin")
+    assert (shown.code, shown.out.split()[0]) == (0, "pins/good")
+    assert "refs/pins/bad: not a pin" in shown.err
+    assert cache("pin", kept[:12], "--name", "better").code == 0
+    assert cache("unpin", "good").code == 0
+    assert cache("unpin", "worse").code == 0
+    done = cache("gc", "--high", "0")
+    assert (done.code, store.path(kept).exists()) == (6, True)
+    assert "refs/pins/bad" in done.message
+    assert cache("verify", "-q").code == 6
+    assert cache("verify", "-q", "--repair").code == 0
+    assert cache("gc").code == 0
+    assert [each["name"] for each in cache("pin", "--json").document["pins"]] == ["pins/better"]
+
+
+def test_a_name_for_a_pin_needs_an_engine(cache: Cache) -> None:
+    assert "Give ENGINE" in cache("pin", "--name", "release").message
 
 
 def test_sizes_have_decimal_and_binary_prefixes() -> None:

@@ -31,6 +31,7 @@ KeepOption = Annotated[
     typer.Option(
         "--keep-days",
         min=0,
+        max=36500,
         callback=finite,
         help="Keep what was used within so many days.",
     ),
@@ -60,12 +61,18 @@ def pin(
     that is taken moves to this engine.
     """
     from trtbuild.cli.output import print_json
+    from trtbuild.errors import UsageError
     from trtbuild.store import Store, find_engine
     from trtbuild.store import pins as pinning
 
+    if name and not engine:
+        message = f"--name {name}: of which engine? Give ENGINE before it"
+        raise UsageError(message)
     opened = Store.open(store)
     added = pinning.pin(opened, find_engine(opened, engine), name) if engine else ""
-    found = pinning.pins(opened)
+    found, damaged = pinning.read_pins(opened)
+    for reason in damaged.values():
+        typer.echo(f"warning: {reason}", err=True)
     if json:
         print_json({"schema": 1, "pins": [_pin_entry(*each) for each in found.items()]})
     elif added:

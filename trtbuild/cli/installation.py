@@ -22,7 +22,7 @@ from trtbuild.backends import processor, sandbox
 from trtbuild.engine import Value
 from trtbuild.errors import TrtbuildError
 from trtbuild.store import location
-from trtbuild.store.tiers.address import read_address
+from trtbuild.store.tiers.address import read_address, shown_uri
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.names import record_name
 
@@ -353,14 +353,16 @@ def tier_checks(uri: str) -> list[Check]:
                     else "answers; read",
                 )
         except TrtbuildError as error:
-            found = Check(group="store", name=remote, state="broken", detail=str(error))
+            found = Check(
+                group="store", name=shown_uri(remote), state="broken", detail=str(error)
+            )
         checks.append(found)
     return checks
 
 
 def store_check(uri: str) -> Check:
     """Return whether engines can be stored; a store that does not exist yet is not made."""
-    name = uri or "user cache"
+    name = ",".join(shown_uri(part) for part in uri.split(",")) or "user cache"
     try:
         root = location.root_of(uri)
         existing = next(folder for folder in (root, *root.parents) if folder.exists())

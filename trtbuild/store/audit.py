@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trtbuild.canonical import sha256_file
 from trtbuild.engine import Value
-from trtbuild.errors import StoreError
-from trtbuild.store.pins import pins
+from trtbuild.store.pins import read_pins
 from trtbuild.store.publish import explained, set_aside
 from trtbuild.store.reader import digest_file, file_fault, read_file
 from trtbuild.store.record import (
@@ -188,12 +187,9 @@ def _audit_statements(store: Store, count: _Count) -> None:
 
 
 def _audit_pins(store: Store, count: _Count) -> None:
-    try:
-        found = pins(store)
-    except StoreError as error:
-        path = store.top / "refs"
-        count.faults.append(Fault(path=str(path), kind="corrupt", reason=str(error)))
-        return
+    found, damaged = read_pins(store)
+    for name, reason in damaged.items():
+        _fault(store, count, store.top / "refs" / name, "corrupt", reason)
     for name, pin in found.items():
         if pin.sha256 not in count.named:
             path = store.top / "refs" / name

@@ -283,6 +283,10 @@ class Store:
     def share(self, record: Record) -> None:
         """Send what came to a record after it was stored, statements, to remote tiers."""
 
+    def unanswered(self) -> tuple[str, ...]:
+        """Return why remote tiers did not answer: a store without any has none."""
+        return ()
+
     def note(self, path: Path | str, reason: str) -> None:
         """Add an incident, unless it is known."""
         incident = Incident(path=str(path), reason=reason)

@@ -87,8 +87,9 @@ def unpin(store: Store, text: str) -> tuple[str, ...]:
         UsageError: there is no such pin.
         StoreError: the store cannot be written.
     """
-    known = pins(store)
-    found = [name for name in known if name in (text, f"{NAMESPACE}/{text}")] or [
+    known, damaged = read_pins(store)
+    names = (text, f"{NAMESPACE}/{text}")
+    found = [name for name in (*known, *damaged) if name in names] or [
         name
         for name, each in known.items()
         if len(text) >= _SHOWN_DIGITS // 2 and each.sha256.startswith(text)
@@ -114,10 +115,31 @@ def pins(store: Store) -> dict[str, Pin]:
         StoreError: one cannot be read. What it should keep is unknown, so nothing may be
             collected.
     """
+    found, damaged = read_pins(store)
+    if damaged:
+        message = "; ".join(damaged.values())
+        raise StoreError(message)
+    return found
+
+
+def read_pins(store: Store) -> tuple[dict[str, Pin], dict[str, str]]:
+    """Return all pins by full name, sorted, and why others cannot be read, by theirs.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
     folder = store.top / "refs"
+    found: dict[str, Pin] = {}
+    damaged: dict[str, str] = {}
     with explained(store.root):
         paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
-        return {str(path.relative_to(folder)): _read(path) for path in paths}
+        for path in paths:
+            name = str(path.relative_to(folder))
+            try:
+                found[name] = _read(path)
+            except StoreError as error:
+                damaged[name] = str(error)
+    return found, damaged
 
 
 def _read(path: Path) -> Pin:
@@ -131,7 +153,8 @@ def _read(path: Path) -> Pin:
         reason = str(error)
     message = (
         f"store {path}: not a pin that this version can read ({reason}). Upgrade trtbuild if a "
-        "newer one wrote it; otherwise delete this file and pin the engine again"
+        "newer one wrote it; otherwise run 'trtbuild cache verify --repair' and pin the engine "
+        "again"
     )
     raise StoreError(message)
 

@@ -58,7 +58,8 @@ def find_engine(store: Store, text: str) -> Record:
 
     Raises:
         UsageError: nothing, or more than one engine, has this name.
-        StoreError: the engine is known, but its record is lost.
+        StoreError: the engine is known, but its record is lost; or a tier that may know it did
+            not answer.
     """
     found = _find_by_digits(store, text)
     if found is not None:
@@ -75,7 +76,8 @@ def find_record(store: Store, text: str) -> Record:
 
     Raises:
         UsageError: nothing, or more than one record, has this name.
-        StoreError: the engine is known, but its record is lost.
+        StoreError: the engine is known, but its record is lost; or a tier that may know it did
+            not answer.
     """
     if not _PREFIX.fullmatch(text) or _digits(store, text, "engine", "plan"):
         return find_engine(store, text)
@@ -118,6 +120,7 @@ def _digits(store: Store, text: str, *kinds: str) -> list[str]:
 def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:
     plan = store.get("plan", sha256)
     if plan is None:
+        _require_answers(store, label)
         message = (
             f"{label}: no engine in the store {store.root} has these bytes. "
             "'trtbuild cache ls' lists those it has; --store names another store"
@@ -126,6 +129,7 @@ def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:
     key = plan.read(Plan).engine_key
     engine = store.get("engine", key)
     if engine is None:
+        _require_answers(store, label)
         message = (
             f"{label}: the record or the bytes of engine {key[:_SHOWN_DIGITS]} are lost or "
             f"were damaged in the store {store.root}. Build it again"
@@ -139,7 +143,19 @@ def _ambiguous(text: str, names: list[str]) -> UsageError:
     return UsageError(message)
 
 
+def _require_answers(store: Store, label: str) -> None:
+    """Refuse to call a name wrong that a tier which did not answer may know."""
+    silent = store.unanswered()
+    if silent:
+        message = (
+            f"{label}: not in {store.root}, and a tier did not answer: {'; '.join(silent)}"
+        )
+        raise StoreError(message)
+
+
 def _nothing(store: Store, text: str) -> UsageError:
+    if is_digest(text):
+        _require_answers(store, text[:_SHOWN_DIGITS])
     message = (
         f"{text!r} names nothing in the store {store.root}: expected a digest, a key, at least "
         f"{_MIN_PREFIX} of its first digits, or the path of an engine file. "

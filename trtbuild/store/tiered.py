@@ -60,6 +60,10 @@ class TieredStore(Store):
             raise
         return super().put(agreed, shape)
 
+    def unanswered(self) -> tuple[str, ...]:
+        """Return why tiers did not answer the last question; what they have is unknown."""
+        return self.chain.unanswered()
+
     def share(self, record: Record) -> None:
         """Send statements that were made after ``record`` to the tiers that are written.
 

@@ -16,8 +16,8 @@ import pytest
 import trtbuild.store.tiers.lease as leases
 from tests.store.engines import engine_key, put_engine
 from trtbuild.canonical import digest
-from trtbuild.errors import StoreError
-from trtbuild.store import Store, find_engine, make_record
+from trtbuild.errors import StoreError, UsageError
+from trtbuild.store import Store, find_engine, find_record, make_record
 from trtbuild.store.lease import get_or_make
 from trtbuild.store.record import encode_record
 from trtbuild.store.resolve import Plan
@@ -236,12 +236,28 @@ def test_in_ci_and_where_it_writes_a_tier_that_is_gone_ends_the_run(
         host(tmp_path / "ci", gone).get("engine", KEY)
 
 
-def test_a_tier_that_failed_three_times_is_left_alone_for_a_while(tmp_path: Path) -> None:
+def test_a_tier_that_failed_three_times_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = host(tmp_path / "reader", "oci://127.0.0.1:9/engines")
     for _ in range(5):
         assert reader.get("engine", KEY) is None
     assert counts(reader).errors == 5
-    assert any("not asked" in incident.reason for incident in reader.incidents)
+    assert [incident.path for incident in reader.incidents] == ["oci://127.0.0.1:9/engines"]
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(StoreError, match="not asked"):
+        reader.get("engine", KEY)
+
+
+def test_a_name_that_a_silent_tier_may_know_is_not_called_wrong(tmp_path: Path) -> None:
+    reader = host(tmp_path / "reader", "oci://127.0.0.1:9/engines")
+    (tmp_path / "plan").write_bytes(b"engine")
+    for name in (KEY, str(tmp_path / "plan")):
+        for find in (find_engine, find_record):
+            with pytest.raises(StoreError, match=r"not answer: .*127\.0\.0\.1:9/.* refused"):
+                find(reader, name)
+    with pytest.raises(UsageError, match="names nothing"):
+        find_engine(reader, "no/such/file")
 
 
 def test_a_bucket_that_does_not_exist_is_no_miss(moto: Server, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _OF_SCHEME: dict[str, tuple[str, ...]] = {
 }
 _CHOICES = _OF_ALL | {"http": ("yes", "no")}
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+_LOGIN = re.compile(r"://[^\s?#]*@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,8 @@ def read_address(uri: str) -> Address:
     scheme = found[1].lower() if found else "file"
     if scheme not in SCHEMES:
         raise UsageError(
-            f"store {uri}: no tier is called {scheme}://. Give a folder, s3://, gs://, az:// "
-            f"or oci://"
+            f"store {shown_uri(uri)}: no tier is called {scheme}://. Give a folder, "
+            f"s3://, gs://, az:// or oci://"
         )
     body, _, query = uri.partition("?")
     options = _options(uri, scheme, query)
@@ -94,28 +95,54 @@ def read_address(uri: str) -> Address:
         path = Path(unquote(found[2].partition("?")[0]) if found else body)
         return Address(scheme=scheme, place=str(path.expanduser().absolute()), options=options)
     parts = urlsplit(body)
-    if "@" in parts.netloc:
+    # A secret key may have a slash, which ends the place of a login.
+    if "@" in parts.netloc or (":" in parts.netloc and "@" in parts.path):
         raise UsageError(
-            f"store {scheme}://…@{parts.netloc.rpartition('@')[2]}: a URI is in logs and "
-            f"process lists: give credentials by the environment or docker login"
+            f"store {shown_uri(uri)}: a URI is in logs and process lists: give credentials by "
+            f"the environment or docker login"
         )
     if not parts.netloc or parts.fragment:
-        raise UsageError(f"store {uri}: expected {scheme}://NAME/PREFIX")
+        raise UsageError(f"store {shown_uri(uri)}: expected {scheme}://NAME/PREFIX")
     return Address(
         scheme=scheme, place=f"{scheme}://{body[len(scheme) + 3 :]}", options=options
     )
 
 
+def shown_uri(uri: str) -> str:
+    """Return what a message may say of a URI that may be wrong: no option, no login.
+
+    Values of options are never said: people put passwords there.
+    """
+    return _LOGIN.sub("://…@", uri.partition("?")[0])
+
+
+def check_endpoint(label: str, endpoint: str) -> None:
+    """Refuse an endpoint that is no plain ``http(s)://HOST[:PORT]``; its text is never said.
+
+    Raises:
+        UsageError: it has a login, or is no such URL; ``label`` says where it stands.
+    """
+    if "@" in endpoint:
+        raise UsageError(
+            f"{label}: has a user or a password, and would be in logs: give credentials by "
+            f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query:
+        raise UsageError(f"{label}: expected http://HOST:PORT or https://HOST")
+
+
 def _options(uri: str, scheme: str, query: str) -> dict[str, str]:
     known = (*_OF_ALL, *_OF_SCHEME.get(scheme, ()))
+    label = f"store {shown_uri(uri)}: option"
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known or name in options:
-            raise UsageError(
-                f"store {uri}: option {name!r}: expected, once each, {', '.join(known)}"
-            )
+            raise UsageError(f"{label} {name!r}: expected, once each, {', '.join(known)}")
         choices = _CHOICES.get(name)
         if choices and value not in choices:
-            raise UsageError(f"store {uri}: {name}={value}: expected {' or '.join(choices)}")
+            raise UsageError(f"{label} {name}: expected {' or '.join(choices)}")
+        if name == "endpoint":
+            check_endpoint(f"{label} {name}", value)
         options[name] = value
     return options

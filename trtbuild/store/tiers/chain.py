@@ -20,7 +20,7 @@ from trtbuild.store.tiers import transfer
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.lease import TTL_S, Turn, take_turn
 from trtbuild.store.tiers.names import lease_name, record_name
-from trtbuild.store.tiers.tier import TierError
+from trtbuild.store.tiers.tier import NoAnswerError, TierError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,12 +51,15 @@ class Link:
     """One tier with its policy, its outcomes and its circuit breaker.
 
     After three errors in half a minute it is not asked for a minute: a run whose tier is down
-    must not wait for it at every stage.
+    must not wait for it at every stage. That it does not answer is one incident of a store;
+    each error is counted. ``unanswered`` is why it has not answered since, "" where it did.
     """
 
     address: Address
     counts: Counts = field(default_factory=Counts)
+    unanswered: str = ""
     _tier: Tier | None = None
+    _noted: bool = False
     _errors: deque[float] = field(default_factory=lambda: deque(maxlen=_ERRORS))
     _resumes: float = 0.0
 
@@ -81,14 +84,20 @@ class Link:
         """
         try:
             self._require_closed()
-            return work()
+            found = work()
         except TierError as error:
+            self.unanswered = self.unanswered or str(error)
             self._failed()
             self.count(store, kind, "error")
             if fails:
                 raise
-            store.note(self.address.shown, f"error, gone on without this tier: {error}")
+            if not (self._noted and isinstance(error, NoAnswerError)):
+                store.note(self.address.shown, f"error, gone on without this tier: {error}")
+            self._noted = self._noted or isinstance(error, NoAnswerError)
             return None
+        else:
+            self.unanswered = ""
+            return found
 
     def count(self, store: Store, kind: str, outcome: counters.Outcome) -> None:
         """Count how asking ended, for 'trtbuild cache stats' too."""
@@ -97,9 +106,9 @@ class Link:
 
     def _require_closed(self) -> None:
         if time.monotonic() < self._resumes:
-            raise TierError(
+            raise NoAnswerError(
                 f"{self.address.shown}: not asked: it failed {_ERRORS} times in a row. It is "
-                f"asked again after {_PAUSE_S:.0f} s"
+                f"asked again after {_PAUSE_S:.0f} s."
             )
 
     def _failed(self) -> None:
@@ -119,6 +128,10 @@ class Chain:
 
     links: tuple[Link, ...]
     ttl_s: float = TTL_S
+
+    def unanswered(self) -> tuple[str, ...]:
+        """Return, for each tier whose last question had no answer, why."""
+        return tuple(link.unanswered for link in self.links if link.unanswered)
 
     def fetch(self, store: Store, kind: str, key: str) -> bool:
         """Bring a record from the nearest tier that has it to ``store`` and nearer tiers.

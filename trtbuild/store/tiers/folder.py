@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, link_new, sync_folders
-from trtbuild.store.tiers.tier import PART_BYTES, TierError, Version, bounded, too_large
+from trtbuild.store.tiers.tier import (
+    PART_BYTES,
+    NoAnswerError,
+    TierError,
+    Version,
+    bounded,
+    too_large,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,9 +111,9 @@ class FolderTier:
     def _existing(self, name: str) -> Path:
         """Return the path of an object; a share that is not mounted holds nothing, wrongly."""
         if not self.root.is_dir():
-            raise TierError(
+            raise NoAnswerError(
                 f"{self.uri}: no such folder: is the share mounted? Mount it, make the folder, "
-                f"or take it out of --store"
+                f"or work without this tier"
             )
         return self.root / name
 
@@ -136,9 +143,9 @@ class FolderTier:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise TierError(
+            raise NoAnswerError(
                 f"{self.uri}: {error.strerror or error} ({error.filename or self.root}). Check "
-                f"that file system and your rights in it, or take it out of --store"
+                f"that file system and your rights in it, or work without this tier"
             ) from error
         except TierError:
             raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from trtbuild.store.tiers.tier import CONNECT_S, LOOKUP_S, PART_S, TierError
+from trtbuild.store.tiers.tier import CONNECT_S, LOOKUP_S, PART_S, NoAnswerError, TierError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -125,7 +125,7 @@ def ask(question: Question) -> Answer:
         if answer is not None and answer.status not in _AGAIN:
             return answer
         if answer is not None and is_last:
-            raise TierError(
+            raise NoAnswerError(
                 f"{_bare(question.url)}: {answer.reason()}. The server is busy or broken: try "
                 f"again later, or work without it (--offline)"
             )
@@ -223,7 +223,7 @@ def _retry_after_s(answer: Answer) -> float:
 
 
 def _failed(url: str, error: Exception) -> TierError:
-    return TierError(
+    return NoAnswerError(
         f"{_bare(url)}: {str(error) or type(error).__name__}. Check the network and the URI, "
         f"or work without it (--offline)"
     )

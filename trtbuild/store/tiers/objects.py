@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +26,14 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
+from trtbuild.errors import UsageError
+from trtbuild.store.tiers.address import check_endpoint
 from trtbuild.store.tiers.tier import (
     CONNECT_S,
     LOOKUP_S,
     PART_BYTES,
     PART_S,
+    NoAnswerError,
     TierError,
     Version,
     too_large,
@@ -46,12 +50,22 @@ if TYPE_CHECKING:
     from trtbuild.store.tiers.tier import Upload
 
 _ABSENT = (FileNotFoundError,)
+_DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError, PermissionError)
 _REFUSED = (AlreadyExistsError, FileExistsError, PreconditionError)
 _LEASE_LIMIT_BYTES = 4096
 _PARTS_AT_ONCE = 4
 _TRIES = 3
 _FIRST_PAUSE_S = 0.2
 _SHOWN_CHARACTERS = 300
+_DENIED = re.compile(r"\b(?:401 Unauthorized|403 Forbidden)\b")
+_METADATA = ("169.254.", "/latest/api/token", "/security-credentials", "/computeMetadata/")
+"""Where the library asks for credentials when the environment has none."""
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of the machine",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or a service account of the machine",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, or a managed identity",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,17 +224,28 @@ class ObjectTier:
             yield
         except TierError:
             raise
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise TierError(
+        except (BaseError, OSError, ValueError, NotImplementedError) as error:
+            raise self._told(name, error) from error
+
+    def _told(self, name: str, error: Exception) -> NoAnswerError:
+        """Return the error with its remedy; listing has no class for what is refused."""
+        text = str(error)
+        if any(part in text for part in _METADATA):
+            wanted = _CREDENTIALS[self.uri.partition(":")[0]]
+            return NoAnswerError(
+                f"{self.uri}: there are no credentials for it: neither in the environment nor "
+                f"from the machine's metadata service. Give {wanted}"
+            )
+        if isinstance(error, _DENIED_ERRORS) or _DENIED.search(text):
+            return NoAnswerError(
                 f"{self.uri}: access to {name} is refused: {_short(error)}. Check the "
                 f"credentials in the environment and their rights (reading needs the right to "
                 f"list, or S3 refuses what is merely absent)"
-            ) from error
-        except (BaseError, OSError, ValueError, NotImplementedError) as error:
-            raise TierError(
-                f"{self.uri}: {name}: {_short(error)}. Check the network and the URI, or work "
-                f"without it (--offline)"
-            ) from error
+            )
+        return NoAnswerError(
+            f"{self.uri}: {name}: {_short(error)}. Check the network and the URI, or work "
+            f"without it (--offline)"
+        )
 
 
 def open_objects(address: Address) -> ObjectTier:
@@ -269,10 +294,17 @@ def open_objects(address: Address) -> ObjectTier:
 
 
 def _endpoint_of(environment: os._Environ[str], scheme: str) -> str:
+    """Return the endpoint that the environment names for S3, "" where it names none."""
     if scheme != "s3":
         return ""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return next((environment[name] for name in names if environment.get(name)), "")
+    name = next((name for name in names if environment.get(name)), "")
+    if name:
+        try:
+            check_endpoint(name, environment[name])
+        except UsageError as error:
+            raise TierError(str(error)) from error
+    return environment.get(name, "")
 
 
 def _chunks_of(upload: Upload) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from trtbuild.errors import UsageError
 from trtbuild.store.tiers import package
 from trtbuild.store.tiers.http import Question, ask
 from trtbuild.store.tiers.login import authorization, is_loopback
-from trtbuild.store.tiers.tier import TierError, Upload, bounded, too_large
+from trtbuild.store.tiers.tier import NoAnswerError, TierError, Upload, bounded, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -236,7 +236,7 @@ class OciTier:
             self._token[right] = authorization(self.host, challenge)
             if not self._token[right]:
                 break
-        raise TierError(
+        raise NoAnswerError(
             f"{self.uri}: wants a login that this machine does not have, or refuses the one it "
             f"has. Log in with: docker login {self.host}"
         )

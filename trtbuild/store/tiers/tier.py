@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,8 +27,21 @@ PART_BYTES = 8 << 20
 """What is read or sent at a time: memory stays a few times this, whatever an object's size."""
 
 
+_LOGIN = re.compile(r"://[^\s/?#]*@")
+
+
 class TierError(StoreError):
-    """A remote tier could not answer, or what it sent is not to be used: never a miss."""
+    """A remote tier could not answer, or what it sent is not to be used: never a miss.
+
+    Libraries and servers say whole URLs: user and password are taken out of every message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_LOGIN.sub("://…@", message))
+
+
+class NoAnswerError(TierError):
+    """A remote tier did not answer, or refuses this machine: all of it, not one object."""
 
 
 @dataclass(frozen=True, kw_only=True)
