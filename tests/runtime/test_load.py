@@ -19,7 +19,7 @@ import trtbuild
 from tests.pipeline import models
 from trtbuild.backends import ort_session, processor
 from trtbuild.engine import Manifest
-from trtbuild.errors import MissingBackendError, StoreError, TrustError, UsageError
+from trtbuild.errors import MissingBackendError, TrustError, UsageError
 from trtbuild.store import Store, make_record
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def test_damaged_bytes_are_refused_and_set_aside(built: tuple[Store, Manifest]) 
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="quarantine"):
+    with pytest.raises(TrustError, match=r"quarantine.*trtbuild cache pull") as caught:
         trtbuild.load(manifest.key, store.root)
+    assert caught.value.code == "T13"
     assert not path.exists()
 
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.errors import TrustError, UsageError
+from trtbuild.errors import UsageError
 from trtbuild.pipeline.signing import next_seq
 from trtbuild.runtime.admission import candidate_of
 from trtbuild.store import find_engine
 from trtbuild.store.statements import statements
 from trtbuild.trust.candidate import Situation
-from trtbuild.trust.checks import check_engine, check_release, decide
+from trtbuild.trust.checks import Failure, best_first, check_engine, decide, examine
 from trtbuild.trust.evidence import gather
+from trtbuild.trust.policy import keyring
+from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 from trtbuild.trust.statements import (
     days_after,
     moment,
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from trtbuild.trust.statements import (
         Release,
     )
+
+
+_OTHER_KEY = (
+    "Nothing was signed: give another --key, or let the policy trust this one: "
+    "trtbuild keys trust NAME --role promoter"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,8 @@ def promote(store: Store, promotion: Promotion) -> Release:
     that an older engine can be served again on purpose.
 
     Raises:
-        TrustError: the policy would refuse it for another reason than a missing promotion.
+        TrustError: the policy would refuse it for another reason than a missing promotion, or
+            the key may not promote it.
         UsageError: nothing, or more than one engine, has this name; or no release to cosign.
         StoreError: the store cannot be written.
     """
@@ -63,6 +72,7 @@ def promote(store: Store, promotion: Promotion) -> Release:
     candidate = candidate_of(store, record)
     envelopes = statements(store, candidate.sha256)
     newest = _checked(candidate, envelopes, promotion)
+    _check_role(promotion, newest.model)
     if promotion.cosign:
         release = _promoted(envelopes, promotion, newest.model)
     else:
@@ -97,20 +107,39 @@ def _checked(
             f"engine {candidate.sha256[:12]} has no release as {promotion.model!r}: name a "
             f"model that a builder signed it as"
         )
-    failed: TrustError | None = None
+    failed: list[Failure] = []
     for release, signed in found:
         then = Situation(policy=policy, now=moment(release.created), seen={})
-        try:
-            check_release(candidate, evidence, (release, signed), then)
-        except TrustError as error:
-            failed = failed or error
+        outcome = examine(candidate, evidence, (release, signed), then)
+        if isinstance(outcome, Failure):
+            failed.append(outcome)
             continue
         last = max(each.seq for each, _ in found if each.model == release.model)
         return msgspec.structs.replace(release, seq=last)
-    if failed is None:
-        message = "a loop over releases ended without a result"
-        raise ValueError(message)
-    raise failed
+    raise best_first(failed)[0].reason
+
+
+def _check_role(promotion: Promotion, model: str) -> None:
+    """Refuse (T04, T16) to sign with a key whose release the policy would not count.
+
+    Where it asks for no promoters, a builder may sign a later release too.
+    """
+    policy, keyid = promotion.policy, promotion.by.key.public.keyid
+    label = f"the key {promotion.by.name!r} ({keyid[:SHOWN_DIGITS]})"
+    if keyid in policy.revoked_keys():
+        raise refusal("T16", f"{label} was revoked", "a key that is trusted", _OTHER_KEY)
+    key, rule = keyring(policy).trusted.get(keyid), policy.rule(model)
+    roles = {"promoter"} if rule is None or rule.promoters else {"promoter", "builder"}
+    if key is not None and key.fits(model) and key.role in roles:
+        return
+    known = f"it is {key.role} of {', '.join(key.models)}" if key else "it is not in it"
+    raise refusal(
+        "T04",
+        f"{label} has no role {' or '.join(sorted(roles))} for {model!r} in the policy: "
+        f"{known}",
+        "a key whose signature the policy counts",
+        _OTHER_KEY,
+    )
 
 
 def _promoted(envelopes: tuple[bytes, ...], promotion: Promotion, model: str) -> Release:

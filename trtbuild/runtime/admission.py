@@ -22,8 +22,8 @@ from trtbuild.errors import TrustError, UsageError
 from trtbuild.runtime import canary, trust_files
 from trtbuild.runtime.attached import attached
 from trtbuild.runtime.machine import preflight
-from trtbuild.store import find_engine
-from trtbuild.store.statements import statements, was_built_here
+from trtbuild.store import BlobLostError, find_engine
+from trtbuild.store.statements import damaged_statements, statements, was_built_here
 from trtbuild.trust.candidate import Candidate, Situation
 from trtbuild.trust.checks import decide
 from trtbuild.trust.content import check_content
@@ -75,7 +75,7 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
         UsageError: nothing, or more than one engine, has this name.
         MissingBackendError: the backend's runtime is not installed.
         TrustError: a check refuses it.
-        StoreError: the engine's bytes are lost or damaged.
+        StoreError: the store cannot be read.
     """
     policy_name = trust_files.policy_name(terms.policy)
     policy = trust_files.load_policy(policy_name)
@@ -104,8 +104,15 @@ def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admi
     manifest = record.read(Manifest)
     candidate = candidate_of(store, record)
     seen = trust_files.load_memory().releases if policy.keys else {}
-    situation = Situation(policy=policy, now=datetime.now(timezone.utc), seen=seen, pin=pin)
-    return decide(candidate, statements(store, manifest.sha256), situation)
+    envelopes = statements(store, manifest.sha256)
+    situation = Situation(
+        policy=policy,
+        now=datetime.now(timezone.utc),
+        seen=seen,
+        pin=pin,
+        damaged=damaged_statements(store, manifest.sha256),
+    )
+    return decide(candidate, envelopes, situation)
 
 
 def candidate_of(store: Store, record: Record) -> Candidate:
@@ -196,7 +203,16 @@ def _verified_bytes(
     """Return the engine's bytes, hashed in memory and looked at from the outside."""
     label = f"engine {manifest.sha256[:SHOWN_DIGITS]}"
     blob = record.blob("engine")
-    data = store.read(manifest.sha256)
+    try:
+        data = store.read(manifest.sha256)
+    except BlobLostError as error:
+        raise refusal(
+            "T13",
+            f"{label}: its bytes are lost or were damaged ({error.reason or error})",
+            "the bytes that were signed",
+            f"Bring them again: trtbuild cache pull {manifest.sha256[:SHOWN_DIGITS]} --from "
+            f"URI; or run trtbuild engine RECIPE again where it was built",
+        ) from error
     if not len(data) == blob.bytes == manifest.bytes:
         raise refusal(
             "T13",

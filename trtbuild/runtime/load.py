@@ -36,7 +36,7 @@ def load(
         UsageError: nothing, or more than one engine, has this name; or an option is wrong.
         MissingBackendError: driver, GPU, library or device memory is missing here.
         TrustError: a check refuses the engine; ``code`` says which.
-        StoreError: the engine's bytes are lost or damaged.
+        StoreError: the store cannot be read.
     """
     check_count("warmup", warmup_runs, 0)
     admitted = admit(Store.open(store), str(engine), terms, options)

@@ -322,7 +322,7 @@ class Store:
         path = self.path(sha256)
         if content is None:
             message = f"store {self.root}: blob {sha256} is missing. {_MAKE_ANEW}"
-            raise BlobLostError(message)
+            raise BlobLostError(message, f"missing in the store {self.root}")
         if not content.fault and content.sha256 == sha256:
             return content
         reason = content.fault or f"its content has the digest {content.sha256}"
@@ -331,7 +331,7 @@ class Store:
             f"store {path}: not to be used: {reason}. It was set aside in quarantine. "
             f"{_MAKE_ANEW}"
         )
-        raise BlobLostError(message)
+        raise BlobLostError(message, f"{path}: {reason}; it was set aside in quarantine")
 
     def _has_blobs(self, record: Record) -> bool:
         for blob in record.blobs:

@@ -28,7 +28,14 @@ _LARGE_BYTES = 8 << 20
 
 
 class BlobLostError(StoreError):
-    """A blob is missing or failed verification: asking for its record again is a miss."""
+    """A blob is missing or failed verification: asking for its record again is a miss.
+
+    ``reason`` is what was found, without what to do: that depends on who asks.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,12 @@ def statements(store: Store, subject_sha256: str) -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def damaged_statements(store: Store, subject_sha256: str) -> int:
+    """Return how many files about an engine :func:`statements` left out."""
+    folder = f"{_folder(store, subject_sha256)}/"
+    return sum(each.path.startswith(folder) for each in store.incidents)
+
+
 def signed_subjects(store: Store) -> tuple[str, ...]:
     """Return the digests of the engines that have statements, sorted."""
     folder = store.top / _FOLDER

@@ -40,13 +40,15 @@ class Pin(Value, frozen=True, kw_only=True):
 class Situation(Value, frozen=True, kw_only=True):
     """What a decision depends on beside the engine.
 
-    ``seen`` has the largest ``seq`` that was loaded before, by ``model/target``.
+    ``seen`` has the largest ``seq`` that was loaded before, by ``model/target``. ``damaged`` is
+    how many files of statements lie beside the engine and cannot be read.
     """
 
     policy: Policy
     now: datetime
     seen: dict[str, int]
     pin: Pin | None = None
+    damaged: int = 0
 
 
 class Admission(Value, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ compared is never what a file says of itself alone, but what was signed with wha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 from trtbuild.trust.statements import ENGINE, MANIFEST, moment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from trtbuild.trust.candidate import Candidate, Pin, Situation
@@ -46,26 +47,26 @@ def decide(candidate: Candidate, envelopes: Sequence[bytes], situation: Situatio
     unsigned engine is admitted as that or not at all.
 
     Raises:
-        TrustError: the code of the first check that failed, for the newest release.
+        TrustError: the first check that failed, for the release that passed most of them.
     """
     check_engine(candidate, situation)
     if situation.pin is not None and not situation.pin.seq:
         return _pinned_unsigned(candidate, situation)
     evidence = gather(envelopes, situation.policy)
     refused = list(evidence.refused)
-    newest: list[TrustError] = []
-    for release, signed in evidence.releases():
-        try:
-            admission = check_release(candidate, evidence, (release, signed), situation)
-        except TrustError as error:  # noqa: PERF203  one that fails is not the last
-            newest.append(error)
-        else:
-            ignored = tuple(str(each) for each in (*newest, *refused))
-            return msgspec.structs.replace(admission, ignored=ignored)
-    # A revoked key explains what is missing; else the newest release's own reason comes first.
+    failed: list[Failure] = []
+    for found in evidence.releases():
+        outcome = examine(candidate, evidence, found, situation)
+        if isinstance(outcome, Admission):
+            ignored = tuple(str(each) for each in (*(each.reason for each in failed), *refused))
+            return msgspec.structs.replace(outcome, ignored=ignored)
+        failed.append(outcome)
+    # A revoked key explains what is missing; else the best release's own reason comes first: a
+    # newer one that waits for its promotion does not explain why the promoted one is refused.
     refused.sort(key=lambda error: error.code, reverse=True)
     revoked = [error for error in refused if error.code == "T16"]
-    reasons = [*revoked, *newest, *(error for error in refused if error.code != "T16")]
+    others = (error for error in refused if error.code != "T16")
+    reasons = [*revoked, *(each.reason for each in best_first(failed)), *others]
     if evidence.has_statements:
         reasons.append(_no_release(candidate))
     return _unsigned(candidate, situation, reasons)
@@ -110,38 +111,62 @@ def _unsigned(
     if reasons:
         raise reasons[0]
     where = "was not built into this store" if local else "carries no signature"
+    if situation.damaged:
+        where = f"{situation.damaged} files of statements beside it are damaged"
     raise refusal(
         "T17",
         f"{candidate.label} is unsigned and {where}",
         "a release signed by a key of the policy",
-        "Sign it where it was built (trtbuild promote ENGINE), trust who did (trtbuild keys "
-        "trust), or build it here into a new --store",
+        "Pull it where it is signed (trtbuild cache pull), let whoever built it sign it by "
+        "running trtbuild engine RECIPE again with a key (trtbuild keys generate NAME --use), "
+        "or build it here into a new --store",
     )
 
 
-def check_release(
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a release does not count, and how many checks it had passed before."""
+
+    passed: int
+    reason: TrustError
+
+
+def best_first(failed: list[Failure]) -> list[Failure]:
+    """Return the failures of releases, the one that passed most checks first, then the newest.
+
+    ``failed`` begins with the newest.
+    """
+    return sorted(failed, key=lambda each: -each.passed)
+
+
+def examine(
     candidate: Candidate,
     evidence: Evidence,
     found: tuple[Release, Signed],
     situation: Situation,
-) -> Admission:
-    """Return why the engine may be loaded by this release of it.
-
-    Raises:
-        TrustError: the code of the first check that failed.
-    """
+) -> Admission | Failure:
+    """Return why the engine may be loaded by this release of it, or why not."""
     release, signed = found
-    rule = _rule(situation.policy, release.model)
-    _check_signers(candidate, signed, release.model, rule)
+    rule = situation.policy.rule(release.model)
+    if rule is None:
+        return Failure(passed=0, reason=_no_rule(release.model))
     provenance = evidence.provenance(release.provenance)
     gates = evidence.gates(release.gates)
-    _check_rollback(candidate, release, situation)
-    _check_fresh(candidate, release, rule, situation.now)
-    _check_binding(candidate, found, situation.pin)
-    check_provenance(candidate, release, provenance, rule)
-    check_gates(candidate, release, gates, rule)
-    check_settings(candidate, situation.policy)
-    check_version(candidate, rule)
+    checks: tuple[Callable[[], None], ...] = (
+        lambda: _check_signers(candidate, signed, release.model, rule),
+        lambda: _check_rollback(candidate, release, situation),
+        lambda: _check_fresh(candidate, release, rule, situation.now),
+        lambda: _check_binding(candidate, found, situation.pin),
+        lambda: check_provenance(candidate, release, provenance, rule),
+        lambda: check_gates(candidate, release, gates, rule),
+        lambda: check_settings(candidate, situation.policy),
+        lambda: check_version(candidate, rule),
+    )
+    for passed, check in enumerate(checks, 1):
+        try:
+            check()
+        except TrustError as error:  # noqa: PERF203  the first that fails ends it
+            return Failure(passed=passed, reason=error)
     return Admission(
         signed=True,
         model=release.model,
@@ -234,16 +259,13 @@ def _check_binding(
 # T04
 
 
-def _rule(policy: Policy, model: str) -> Rule:
-    rule = policy.rule(model)
-    if rule is None:
-        raise refusal(
-            "T04",
-            f"the policy has no [[models]] table whose names fit {model!r}",
-            "one that says who must sign it",
-            "Add one, or ask for another model",
-        )
-    return rule
+def _no_rule(model: str) -> TrustError:
+    return refusal(
+        "T04",
+        f"the policy has no [[models]] table whose names fit {model!r}",
+        "one that says who must sign it",
+        "Add one, or ask for another model",
+    )
 
 
 def _check_signers(candidate: Candidate, signed: Signed, model: str, rule: Rule) -> None:

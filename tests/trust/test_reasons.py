@@ -1,0 +1,98 @@
+"""A refusal tells what is really in the way, and what its remedy says works."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+import trtbuild
+from tests.trust.commands import demand_promoters, manifest_of, recipe, run, signed, works
+from tests.trust.forge import BUILDER, MODEL, NOW, POLICY, SEQ, forge
+from trtbuild.errors import TrustError
+from trtbuild.store import Store
+from trtbuild.store.statements import statements
+from trtbuild.trust.candidate import Situation
+from trtbuild.trust.checks import decide
+from trtbuild.trust.policy import read_policy
+from trtbuild.trust.statements import second
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.trust.forge import Forge
+
+
+def release(subject: Forge, seq: int, *, promoted: bool, days: int = 90) -> list[bytes]:
+    def change(docs: dict[str, dict[str, dict[str, object]]]) -> None:
+        expires = second(NOW + timedelta(days=days))
+        docs["release"]["predicate"].update(seq=seq, expires=expires)
+
+    signers = {} if promoted else {"release": (BUILDER,)}
+    return subject.attempt(subject.payloads(change), **signers).envelopes
+
+
+@pytest.mark.parametrize(
+    ("days", "seen", "code"), [(-1, 0, "T07"), (90, SEQ + 5, "T06"), (90, 0, "")]
+)
+def test_a_newer_release_that_waits_for_promotion_hides_no_reason(
+    built: Path, days: int, seen: int, code: str
+) -> None:
+    subject = forge(built)
+    envelopes = [
+        *release(subject, SEQ, promoted=True, days=days),
+        *release(subject, SEQ + 9, promoted=False),
+    ]
+    place = f"{MODEL}/{subject.candidate.preimage.target}"
+    policy = read_policy(POLICY.encode(), "policy")
+    situation = Situation(policy=policy, now=NOW, seen={place: seen})
+    if not code:
+        assert decide(subject.candidate, envelopes, situation).seq == SEQ
+        return
+    with pytest.raises(TrustError) as caught:
+        decide(subject.candidate, envelopes, situation)
+    assert caught.value.code == code
+
+
+def test_only_a_promoter_of_the_model_promotes(place: Path) -> None:
+    engine = signed(place)
+    run("keys", "generate", "stranger")
+    run("keys", "generate", "narrow")
+    run("keys", "trust", "narrow", "--role", "promoter", "--model", "other-*")
+    demand_promoters(place)
+    before = statements(Store.open(""), engine)
+    for key, known in (
+        ("nightly", r"it is builder of \*"),
+        ("stranger", "it is not in it"),
+        ("narrow", r"it is promoter of other-\*"),
+    ):
+        message = run("promote", engine, "--key", key, code=6)
+        assert "has no role promoter for 'classifier' in the policy" in message
+        assert known.replace("\\", "") in message
+    assert statements(Store.open(""), engine) == before
+    run("promote", engine, "--key", "release")
+    run("keys", "revoke", "release")
+    assert "T16" in run("promote", engine, "--key", "release", code=6)
+
+
+def test_a_builder_signs_a_later_release_where_no_promoter_is_needed(place: Path) -> None:
+    run("promote", signed(place), "--key", "nightly")
+
+
+def test_an_unsigned_engine_is_signed_as_the_refusal_says(place: Path) -> None:
+    run("keys", "generate", "nightly")
+    run("keys", "trust", "nightly")
+    engine = manifest_of(place / "store").sha256
+    with pytest.raises(TrustError, match="trtbuild engine RECIPE again with a key") as caught:
+        trtbuild.load(engine)
+    assert caught.value.code == "T17"
+    run("keys", "generate", "second", "--use")
+    run("keys", "trust", "second")
+    run("engine", recipe(place), "-q")
+    assert works(trtbuild.load(engine))
+    for path in (place / "store" / "v1" / "att" / engine).iterdir():
+        path.chmod(0o600)
+        path.write_bytes(b"junk")
+    with pytest.raises(TrustError, match="3 files of statements beside it are damaged"):
+        trtbuild.load(engine)
