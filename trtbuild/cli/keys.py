@@ -119,17 +119,19 @@ def revoke(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="KEY_OR_ENGINE", help="A key's id, name or text; an engine's digest."
+            metavar="KEY_OR_ENGINE",
+            help="A key's name, file or id; an engine's digest; 6 or more first digits.",
         ),
     ],
     *,
     reason: Annotated[str, typer.Option("--reason", help="Shown wherever it is met.")] = "",
     policy: PolicyOption = "",
+    store: StoreOption = "",
 ) -> None:
     """Revoke a key or an engine in the policy: nothing of it is loaded from now on."""
     from trtbuild.cli.policy_file import add_revoked
 
-    path, kind, digest = add_revoked(what, reason, policy)
+    path, kind, digest = add_revoked(what, reason, policy, store)
     typer.echo(f"{path}: {kind} {digest} is revoked")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,7 @@ import msgspec
 from trtbuild.errors import UsageError
 from trtbuild.pipeline.key_files import load_public, own_keys
 from trtbuild.runtime.trust_files import default_policy, load_policy, policy_name
+from trtbuild.store import Store
 from trtbuild.store.record import is_digest
 from trtbuild.trust.policy import (
     DEVELOPER,
@@ -25,6 +27,8 @@ from trtbuild.trust.policy import (
 
 if TYPE_CHECKING:
     from trtbuild.trust.policy import Policy
+
+_DIGITS = re.compile(r"[0-9a-f]{6,64}")
 
 
 def add_key(
@@ -61,29 +65,52 @@ def add_key(
     return path, key.keyid
 
 
-def add_revoked(what: str, reason: str, at: str) -> tuple[Path, str, str]:
+def add_revoked(what: str, reason: str, at: str, store: str = "") -> tuple[Path, str, str]:
     """Revoke a key or an engine; return the file's path, ``key`` or ``engine``, its digest.
 
-    A digest means a key where the policy or the user has such a key, else an engine.
+    A digest means a key where the policy or the user has such a key, else an engine. So do the
+    first digits of one, where only one key, or engine of ``store``, begins with them.
 
     Raises:
-        UsageError: ``what`` is neither.
+        UsageError: ``what`` is neither, or the first digits of more than one.
         TrustError: T01, the policy cannot be used.
     """
     path, before, policy = _read(at)
-    known = keyring(policy).trusted
-    by_name = {key.name: keyid for keyid, key in known.items()}
-    kind: Literal["key", "engine"] = "key"
-    if what in known:
-        digest = what
-    elif what in by_name:
-        digest = by_name[what]
-    elif is_digest(what):
-        kind, digest = "engine", what
-    else:
-        digest = load_public(what).keyid
+    kind, digest = _meant(what, policy, store)
     _append(path, before, revoked_table(kind, digest, reason))
     return path, kind, digest
+
+
+def _meant(what: str, policy: Policy, store: str) -> tuple[Literal["key", "engine"], str]:
+    """Return what is to be revoked: a key's id or an engine's digest."""
+    own = {name: key.keyid for name, key in own_keys().items()}
+    trusted = {key.name: keyid for keyid, key in keyring(policy).trusted.items()}
+    names = {**own, **trusted}
+    if what in names or not _DIGITS.fullmatch(what):
+        return "key", names.get(what) or load_public(what).keyid
+    found: list[tuple[Literal["key", "engine"], str]] = [
+        ("key", keyid)
+        for keyid in sorted({*own.values(), *keyring(policy).trusted})
+        if keyid.startswith(what)
+    ]
+    if not found and is_digest(what):  # an engine need not be here to be revoked
+        return "engine", what
+    if not is_digest(what):
+        found += [("engine", sha256) for sha256 in _engines(what, store)]
+    if not found:
+        raise UsageError(
+            f"{what!r} begins no known key's id and no digest of an engine in this store: give "
+            f"all 64 digits, a key's name, its .pub file, or another --store"
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{kind} {digest}" for kind, digest in found)
+        raise UsageError(f"{what!r} names more than one: {listed}. Give more digits")
+    return found[0]
+
+
+def _engines(digits: str, store: str) -> list[str]:
+    """Return the digests of the store's engines that begin with these digits."""
+    return Store.open(store).keys("plan", digits)
 
 
 def _read(at: str) -> tuple[Path, str, Policy]:

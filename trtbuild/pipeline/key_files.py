@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,11 +58,16 @@ def make_key(name: str) -> tuple[PrivateKey, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_new(path, key.pem(passphrase), 0o600)
-        _write_new(path.with_suffix(".pub"), key.public.pem(), 0o644)
+        try:
+            _write_new(folder / f"{name}.pub", key.public.pem(), 0o644)
+        except OSError:  # half a key would only block the name
+            path.unlink()
+            raise
     except FileExistsError as error:
+        taken = error.filename2 or error.filename
         raise UsageError(
-            f"a key called {name!r} is there already ({error.filename}): give another name; "
-            f"keys are rotated by trusting the new one beside the old"
+            f"a key called {name!r} is there already ({taken}): give another name; keys "
+            f"are rotated by trusting the new one beside the old"
         ) from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
@@ -139,9 +145,28 @@ def _path_of(name: str) -> Path:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file under a name that is free, whole and durable, or not at all."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(os.open(draft, flags, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    try:
+        _sync_folder(path.parent)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
