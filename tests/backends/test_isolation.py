@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.backends import building, graphs
-from trtbuild.backends import job
+from trtbuild.backends import diagnosis, job
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.engine import Target
 from trtbuild.errors import BuildError, MissingBackendError, UsageError
@@ -168,3 +169,17 @@ def test_an_unknown_backend_is_refused_by_the_child(tmp_path: Path) -> None:
     target = Target(backend="none", arch="any", os="any")
     with pytest.raises(UsageError, match="no backend is called 'none'"):
         build_isolated(building.request(graph, target, tmp_path / "engine"), LIMITS)
+
+
+def test_a_child_without_room_for_its_outcome_says_how_much(tmp_path: Path) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    target = Target(backend="none", arch="any", os="any")
+    wish = building.request(graph, target, tmp_path / "engine")
+    work = job.Job(request=wish, memory_bytes=0, processor_s=60, parent_pid=0)
+    (tmp_path / "job.json").write_bytes(job.encode(work))
+    (tmp_path / "outcome.json").symlink_to("/dev/full")
+    command = [sys.executable, "-m", "trtbuild.backends.child", str(tmp_path / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == diagnosis.NO_ROOM, done.stderr
+    said = diagnosis.of_no_room(wish, diagnosis.last_lines(done.stdout))
+    assert re.search(r"no room for its result: \d+ bytes to write, \d+ free\. Free space", said)

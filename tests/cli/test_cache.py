@@ -54,10 +54,11 @@ def test_ls_lists_the_engines(store: Store) -> None:
             "?",  # its recipe is empty
             f"tensorrt-rtx:{arch}",
             "int8",
-            size,
-            "MB",
+            *size,
         )
-        for record, arch, size in zip(records, ("sm_89", "sm_120"), ("1.2", "0.0"), strict=True)
+        for record, arch, size in zip(
+            records, ("sm_89", "sm_120"), (("1.2", "MB"), ("5", "B")), strict=True
+        )
     }
     engines = document(store, "ls")["engines"]
     assert {each["key"] for each in engines} == {record.key for record in records}

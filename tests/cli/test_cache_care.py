@@ -169,3 +169,22 @@ def test_a_store_is_collected_by_itself_only_where_the_environment_asks(
     again = old_engine(store, "sm_89")
     collect_if_asked(store, said.append)
     assert store.path(again).exists(), "not twice in an hour"
+
+
+def test_a_mistyped_store_is_refused_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    absent = tmp_path / "strore"
+    for words in (
+        ["cache", "ls"],
+        ["cache", "stats"],
+        ["cache", "verify"],
+        ["cache", "gc"],
+        ["cache", "pin"],
+        ["cache", "push", "--all", "--to", str(tmp_path)],
+        ["lock"],
+    ):
+        done = command(monkeypatch, capfd, *words, "--store", absent)
+        assert done.code == 6, words
+        assert done.message.startswith(f"error: no store at {absent}: "), words
+        assert not absent.exists(), words

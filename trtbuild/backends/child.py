@@ -14,13 +14,14 @@ import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import backend
-from trtbuild.backends.diagnosis import MEMORY_WORDS
+from trtbuild.backends.diagnosis import MEMORY_WORDS, NO_ROOM
 from trtbuild.backends.job import (
     PROGRESS,
     Failure,
@@ -54,8 +55,14 @@ def main(arguments: list[str]) -> int:
     _die_with_parent(job.parent_pid)
     _limit(job)
     _follow_progress(path.with_name("progress"))
-    outcome = _build(job)
-    path.with_name("outcome.json").write_bytes(encode(outcome))
+    outcome = encode(_build(job))
+    try:
+        path.with_name("outcome.json").write_bytes(outcome)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        sys.stdout.write(f"{len(outcome)} bytes to write, {_free_bytes(path.parent)} free\n")
+        return NO_ROOM
     return 0
 
 
@@ -73,11 +80,16 @@ def _build(job: Job) -> Outcome:
         if error.errno not in _NO_ROOM:
             raise
         message = (
-            f"{request.target}: the engine cannot be written: {error.strerror}. Free space on "
-            "the store's file system, or give another folder with --store"
+            f"{request.target}: the engine cannot be written: {error.strerror}, "
+            f"{_free_bytes(request.out.parent)} bytes free. Free space on the store's file "
+            "system, or give another folder with --store"
         )
         return Failure(error=StoreError.__name__, message=message)
     return Success(record=record)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _limit(job: Job) -> None:
@@ -117,8 +129,12 @@ class _LastLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage().encode("utf-8", "replace")
-        os.pwrite(self._file, line, 0)
-        os.ftruncate(self._file, len(line))
+        try:
+            os.pwrite(self._file, line, 0)
+            os.ftruncate(self._file, len(line))
+        except OSError as error:  # a full disk is told by what has to be written
+            if error.errno not in _NO_ROOM:
+                raise
 
 
 def _follow_progress(path: Path) -> None:

@@ -27,6 +27,9 @@ MEMORY_WORDS = (
 )
 """What libraries say when they could not get memory."""
 
+NO_ROOM = 74
+"""Exit code of a child whose outcome cannot be written; EX_IOERR of sysexits.h."""
+
 _LAST_LINES = 5
 
 _REMEDIES = {
@@ -75,6 +78,14 @@ def of_death(request: BuildRequest, limits: Limits, death: Death) -> str:
     name = _signal_name(-death.returncode)
     remedy = _REMEDIES.get(name, "cut the model down around the node until it builds")
     return f"{subject} crashed with {name}{moment}: {remedy}{tail}"
+
+
+def of_no_room(request: BuildRequest, detail: str) -> str:
+    """Return the message for a build whose file system is full."""
+    return (
+        f"{request.graph.path}: the builder of {request.target}: no room for its result: "
+        f"{detail}. Free space on the store's file system, or give another folder with --store"
+    )
 
 
 def of_memory(request: BuildRequest, limits: Limits, detail: str) -> str:

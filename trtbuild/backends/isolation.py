@@ -30,7 +30,7 @@ from trtbuild.backends.job import (
     encode,
     error_of,
 )
-from trtbuild.errors import BuildError
+from trtbuild.errors import BuildError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +74,7 @@ def build_isolated(
     Raises:
         BuildError: the model cannot be built, or the builder crashed, hung, or ran out of
             memory.
+        StoreError: the file system of ``request.out`` is full.
         MissingBackendError: a sandbox is required, and none works here.
         TrtbuildError: any other error that the backend raised, with its own class.
     """
@@ -95,6 +96,9 @@ def build_isolated(
         death = _run([*prefix, *_CHILD], folder, limits.build_seconds, watch)
         outcome = _outcome(folder)
         if death is not None and not isinstance(outcome, Success):
+            if death.returncode == diagnosis.NO_ROOM:
+                said = diagnosis.last_lines(death.output)
+                raise StoreError(diagnosis.of_no_room(request, said))
             raise BuildError(diagnosis.of_death(request, limits, death))
         if isinstance(outcome, Failure):
             raise error_of(outcome)

@@ -59,11 +59,11 @@ def list_engines(
     """List the engines in the store, newest first."""
     from trtbuild.store import Store
 
-    opened = Store.open(store)
-    place = str(opened.root)
-    if source:
+    opened = None if source else Store.open_existing(store)
+    if opened is None:
         place, records = cache_tiers.remote_engines(source)
     else:
+        place = str(opened.root)
         records = sorted(opened.records("engine"), key=lambda each: each.created, reverse=True)
     rows = [(record, _manifest(record)) for record in records]
     if json:
@@ -73,7 +73,8 @@ def list_engines(
         _print_table([head, *(_row(*row) for row in rows)])
     else:
         typer.echo(f"no engines in {place}; 'trtbuild engine SOURCE' builds one")
-    _warn(opened)
+    if opened is not None:
+        _warn(opened)
 
 
 @app.command()
@@ -84,7 +85,7 @@ def show(engine: EngineArgument, store: StoreOption = "", *, json: JsonOption = 
     """
     from trtbuild.store import Store, find_record
 
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     record = find_record(opened, engine)
     if json:
         _print_json(_document(opened, record))
@@ -106,7 +107,7 @@ def why(
     from trtbuild.store import Store, find_record
     from trtbuild.store.difference import differences
 
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     records = find_record(opened, first), find_record(opened, second)
     if records[0].kind != records[1].kind:
         message = (
@@ -142,6 +143,7 @@ def _manifest(record: Record) -> Manifest | None:
 
 def _row(record: Record, manifest: Manifest | None) -> tuple[str, ...]:
     from trtbuild.recipe import recipe_name
+    from trtbuild.store.sizes import shown_size
 
     key = record.key[:_SHOWN_DIGITS]
     if manifest is None:
@@ -152,7 +154,7 @@ def _row(record: Record, manifest: Manifest | None) -> tuple[str, ...]:
         recipe_name(manifest.recipe) or "?",
         str(manifest.preimage.target),
         manifest.precision_requested,
-        f"{manifest.bytes / 1e6:.1f} MB",
+        shown_size(manifest.bytes),
         record.created,
     )
 

@@ -68,7 +68,7 @@ def pin(
     if name and not engine:
         message = f"--name {name}: of which engine? Give ENGINE before it"
         raise UsageError(message)
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     added = pinning.pin(opened, find_engine(opened, engine), name) if engine else ""
     found, damaged = pinning.read_pins(opened)
     for reason in damaged.values():
@@ -91,7 +91,7 @@ def unpin(
     from trtbuild.store import Store
     from trtbuild.store import pins as pinning
 
-    for full in pinning.unpin(Store.open(store), name):
+    for full in pinning.unpin(Store.open_existing(store), name):
         typer.echo(f"unpinned {full}")
 
 
@@ -116,7 +116,7 @@ def gc(  # noqa: PLR0913  one parameter per option is how Typer works
     limits = replace(
         limits_of(high, low), keep_s=keep_days * _DAY_S, grace_s=_parse_time(grace)
     )
-    found = collect(Store.open(store), limits, dry_run=dry_run)
+    found = collect(Store.open_existing(store), limits, dry_run=dry_run)
     if json:
         print_json({"schema": 1, **asdict(found)})
         return
@@ -140,8 +140,9 @@ def verify(
     from trtbuild.errors import StoreError
     from trtbuild.store import Store
     from trtbuild.store.audit import audit
+    from trtbuild.store.sizes import shown_size
 
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     found = audit(opened, repair=repair, say=speaker(quiet=quiet))
     if json:
         print_json({"schema": 1, **asdict(found), "sound": found.sound})
@@ -151,7 +152,7 @@ def verify(
             typer.echo(f"{fault.kind}: {fault.path}: {fault.reason}{done}")
         typer.echo(
             f"{found.records} records and {found.blobs} blobs are whole, "
-            f"{found.size_bytes / 1e6:.1f} MB; {found.unnamed_blobs} blobs without a record, "
+            f"{shown_size(found.size_bytes)}; {found.unnamed_blobs} blobs without a record, "
             f"{found.newer} records of a later version"
         )
     if not found.sound:
@@ -176,7 +177,7 @@ def stats(
     from trtbuild.store import Store, counters
     from trtbuild.store.metrics import lines, summarize, write
 
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     found = summarize(counters.totals(opened))
     if openmetrics is not None:
         with writing(openmetrics, "--openmetrics"):
@@ -208,12 +209,14 @@ def _parse_time(text: str) -> float:
 
 
 def _collection_lines(found: Collection) -> list[str]:
+    from trtbuild.store.sizes import shown_size
+
     verb = "would remove" if found.dry_run else "removed"
     lines = [
-        f"{found.before_bytes / 1e9:.3f} GB before, {found.after_bytes / 1e9:.3f} GB after",
+        f"{shown_size(found.before_bytes)} before, {shown_size(found.after_bytes)} after",
         f"{verb} {found.records} records and {found.blobs} blobs",
-        f"kept by pins {found.pinned_bytes / 1e9:.3f} GB",
-        f"kept as used or made of late {found.recent_bytes / 1e9:.3f} GB",
+        f"kept by pins {shown_size(found.pinned_bytes)}",
+        f"kept as used or made of late {shown_size(found.recent_bytes)}",
     ]
     if found.quarantined or found.temporaries:
         lines.append(

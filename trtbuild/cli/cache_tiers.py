@@ -51,7 +51,7 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
     from trtbuild.store.tiers.transfer import Sent
     from trtbuild.store.tiers.transfer import push as send
 
-    opened = Store.open(store).here
+    opened = Store.open_existing(store).here
     tier = _tier(to)
     records = _chosen(opened, engines or [], everything=everything)
     progress = _Progress(speaker(quiet=quiet), f"push to {tier.uri}", _weight(records))
@@ -131,7 +131,7 @@ def export(
     from trtbuild.store import Store
     from trtbuild.store.tiers.bundle import write_bundle
 
-    opened = Store.open(store).here
+    opened = Store.open_existing(store).here
     records = _chosen(opened, engines or [], everything=everything)
     prepare(out, "--out")
     with writing(out, "--out"):
@@ -187,9 +187,8 @@ class _Progress:
 
     def add(self, count: int) -> None:
         self._done += count
-        done, total = round(self._done / 1e6), round(self._total / 1e6)
-        of = f" of {max(total, done)}" if self._total else ""
-        self._say(f"{self._what}: {done}{of} MB")
+        of = f" of {_size(max(self._total, self._done))}" if self._total else ""
+        self._say(f"{self._what}: {_size(self._done)}{of}")
 
 
 def _tier(uri: str) -> Tier:
@@ -218,7 +217,9 @@ def _weight(records: list[Record]) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+    from trtbuild.store.sizes import shown_size
+
+    return shown_size(count)
 
 
 def _warn(store: Store) -> None:

@@ -48,7 +48,7 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
     from trtbuild.store import Store
     from trtbuild.trust.lockfile import write_lock
 
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     rules = load_policy(policy_name(policy))
     refused: tuple[Checked, ...] = ()
     if check:

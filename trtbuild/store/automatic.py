@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.errors import StoreError, UsageError
 from trtbuild.store.collect import Limits, collect
+from trtbuild.store.sizes import shown_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,6 @@ def collect_if_asked(store: Store, say: Callable[[str], None]) -> None:
         return
     if found.records or found.blobs:
         say(
-            f"collected the store ({HIGH}={high}): {found.before_bytes / 1e9:.1f} to "
-            f"{found.after_bytes / 1e9:.1f} GB"
+            f"collected the store ({HIGH}={high}): "
+            f"{shown_size(found.before_bytes)} to {shown_size(found.after_bytes)}"
         )

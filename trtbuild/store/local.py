@@ -27,7 +27,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import StoreError
 from trtbuild.store import counters
 from trtbuild.store.guard import mark_used, mark_wanted, publishing
-from trtbuild.store.location import is_offline, locate, prepare
+from trtbuild.store.location import is_offline, locate, prepare, require_store
 from trtbuild.store.publish import draft, explained, link_new, require_room, set_aside
 from trtbuild.store.reader import BlobLostError, digest_file, file_fault, read_file
 from trtbuild.store.record import (
@@ -100,6 +100,17 @@ class Store:
         from trtbuild.store.tiered import add_tiers
 
         return add_tiers(store, place.remotes, offline=is_offline())
+
+    @classmethod
+    def open_existing(cls, uri: str) -> Store:
+        """Return the store at ``uri`` as :meth:`open` does, but make no folder of a typo.
+
+        Raises:
+            StoreError: there is none, or as :meth:`open`.
+            UsageError: the URI of a tier is wrong.
+        """
+        require_store(uri)
+        return cls.open(uri)
 
     @property
     def top(self) -> Path:

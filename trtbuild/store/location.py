@@ -92,6 +92,26 @@ def prepare(root: Path) -> None:
             _check_version(root)
 
 
+def require_store(uri: str) -> None:
+    """Refuse a folder that is no store, for commands that only look: a typo makes none.
+
+    Where tiers stand behind it, it is made: what they have comes there.
+
+    Raises:
+        StoreError: there is no store in the folder that ``uri`` names.
+    """
+    place = locate(uri)
+    if place.remotes or (place.root / "STORE").exists() or (place.root / "v1").exists():
+        return
+    if place.root.is_file():
+        _check_owner(place.root)
+    message = (
+        f"no store at {place.root}: 'trtbuild engine SOURCE' makes one with its first engine; "
+        "--store names another"
+    )
+    raise StoreError(message)
+
+
 def _make_root(root: Path) -> None:
     existing = next(folder for folder in root.parents if folder.exists())
     make_folders(root, existing)

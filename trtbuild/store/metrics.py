@@ -8,6 +8,7 @@ import msgspec
 
 from trtbuild.engine import Value
 from trtbuild.store.counters import Tally
+from trtbuild.store.sizes import shown_size
 from trtbuild.store.temporary import new_name
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def lines(summary: Summary) -> Iterator[str]:
     yield f"errors          {summary.errors} (a tier could not be asked)"
     yield f"bypasses        {summary.bypasses} (measured anew on purpose)"
     yield f"corrupt         {summary.corrupt} (failed verification, set aside)"
-    yield f"bytes of hits   {summary.hit_bytes / 1e6:.1f} MB"
+    yield f"bytes of hits   {shown_size(summary.hit_bytes)}"
     yield f"seconds saved   {summary.saved_s:.1f} at least"
     for tally in summary.tallies:
         yield f"  {tally.tier:<8} {tally.kind:<12} {tally.outcome:<8} {tally.count}"

@@ -148,3 +148,20 @@ def test_a_file_that_is_cut_short_is_refused(store: Store, tmp_path: Path, lengt
     (tmp_path / "cut.tar").write_bytes((tmp_path / "one.tar").read_bytes()[:length])
     with pytest.raises(TrtbuildError):
         read_bundle(Store.open(str(tmp_path / "other")), tmp_path / "cut.tar")
+
+
+def test_an_import_that_fails_says_what_it_brought(store: Store, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        blob = store.put_bytes("engine", name.encode() * 1000)
+        store.put(make_record("engine", digest("test", name), {}, {}, (blob,)))
+    path = tmp_path / "all.tar"
+    records = all_records(store)
+    write_bundle(store, records, path)
+    in_order = sorted(records, key=lambda record: (record.kind, record.key))
+    brought = sum(record.kind == "engine" for record in records) - 1
+    data = store.path(in_order[brought].blobs[0].sha256).read_bytes()
+    path.write_bytes(path.read_bytes().replace(data, b"x" * len(data)))
+    other = Store.open(str(tmp_path / "other"))
+    with pytest.raises(TrtbuildError, match=f"{len(records)} records {brought} were imported"):
+        read_bundle(other, path)
+    assert len(all_records(other)) == brought

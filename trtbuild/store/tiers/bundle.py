@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trtbuild.canonical import encode
-from trtbuild.errors import UsageError
+from trtbuild.errors import StoreError, UsageError
 from trtbuild.store.record import check_digest, encode_record
 from trtbuild.store.statements import statements
 from trtbuild.store.tiers import package, transfer
@@ -107,13 +107,18 @@ def read_bundle(store: Store, path: Path) -> list[Record]:
         StoreError: the store cannot be written.
     """
     with _opened(path) as bundle:
-        records = []
-        for kind, key in bundle.record_keys():
-            if not transfer.pull(bundle, store, kind, key):
+        records: list[Record] = []
+        keys = bundle.record_keys()
+        for kind, key in keys:
+            try:
+                if not transfer.pull(bundle, store, kind, key):
+                    raise TierError(f"{kind} record {key[:12]} is not whole in it: not used")
+                record = store.get(kind, key)
+            except StoreError as error:
                 raise TierError(
-                    f"{path}: {kind} record {key[:12]} is not whole in it: not used"
-                )
-            record = store.get(kind, key)
+                    f"{path}: {error}. Of its {len(keys)} records {len(records)} were imported "
+                    f"before that and stay; export it again, and import it again for the others"
+                ) from error
             if record is not None:
                 records.append(record)
         return records
