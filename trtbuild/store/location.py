@@ -95,7 +95,8 @@ def prepare(root: Path) -> None:
 def require_store(uri: str) -> None:
     """Refuse a folder that is no store, for commands that only look: a typo makes none.
 
-    Where tiers stand behind it, it is made: what they have comes there.
+    Where tiers stand behind it, it is made: what they have comes there. An empty folder, such
+    as a new volume, is an empty store.
 
     Raises:
         StoreError: there is no store in the folder that ``uri`` names.
@@ -103,8 +104,11 @@ def require_store(uri: str) -> None:
     place = locate(uri)
     if place.remotes or (place.root / "STORE").exists() or (place.root / "v1").exists():
         return
-    if place.root.is_file():
-        _check_owner(place.root)
+    with explained(place.root):
+        if place.root.exists():
+            _check_owner(place.root)
+            if not any(place.root.iterdir()):
+                return
     message = (
         f"no store at {place.root}: 'trtbuild engine SOURCE' makes one with its first engine; "
         "--store names another"
