@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 # Tried where the configured index has no CPU build of torch.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n logical --maxprocesses 4
 
 BIN := .venv/bin
 # The locks are complete, so pip resolves nothing; what has to be built is built with the

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from tests.backends import building, graphs
-from trtbuild.backends import tensorrt
+from trtbuild.backends import gpu_lock, tensorrt
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.errors import BuildError
 from trtbuild.recipe import Limits
@@ -76,3 +78,25 @@ def test_a_timing_cache_grows_and_a_pinned_one_does_not(tmp_path: Path) -> None:
 def test_the_fastest_of_several_engines_is_kept(tmp_path: Path) -> None:
     record = build_isolated(wish(tmp_path, build_repeats=3), LIMITS)
     assert record.layers.precision_achieved == {"fp32": 3}
+
+
+def test_builds_of_one_gpu_take_turns(tmp_path: Path) -> None:
+    """C5: who builds holds the GPU's lock, so two commands never time kernels at once."""
+    request = wish(tmp_path)
+    with gpu_lock.one_of(tensorrt.gpus(request.target), pytest.fail) as bus:
+        record = build_isolated(msgspec.structs.replace(request, gpu=bus), LIMITS)
+        assert record.layers.layers
+        command = [sys.executable, "-c", _TAKES, bus]
+        taken = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert taken.stdout == "waiting\n"
+
+
+_TAKES = """
+import sys
+from trtbuild.backends import gpu_lock
+def said(text):
+    print(text.split()[0])
+    sys.exit()
+with gpu_lock.one_of((sys.argv[1],), said):
+    print("taken")
+"""

@@ -99,6 +99,12 @@ class Backend(Protocol):
     def cannot_set(self, settings: Mapping[str, Setting]) -> str:
         """Return why these settings, of those it honors, do not fit, or an empty string."""
 
+    def gpus(self, target: Target) -> tuple[str, ...]:
+        """Return the PCI bus ids of the GPUs here that suit a build for ``target``.
+
+        Empty where it times no kernels. Who builds holds the lock of the one that it uses.
+        """
+
     def build(self, request: BuildRequest) -> BuildRecord:
         """Write the engine that is asked for; always called in a child process."""
 

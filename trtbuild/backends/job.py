@@ -22,7 +22,8 @@ class BuildRequest(Value, frozen=True, kw_only=True):
     ``plugins`` are the libraries whose digests they hold, in that order. ``timing_cache`` is
     the file that a build takes times of tactics from and adds its own to, if there is one.
     ``donor`` is an engine to give the graph's weights instead of building one, of which those
-    named in ``changed`` differ; where that fails, one is built.
+    named in ``changed`` differ; where that fails, one is built. ``gpu`` is the PCI bus id of
+    the GPU to build on, empty for builds that need none.
     """
 
     graph: Graph
@@ -34,6 +35,7 @@ class BuildRequest(Value, frozen=True, kw_only=True):
     changed: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
     timing_cache: Path | None = None
+    gpu: str = ""
 
 
 class Job(Value, frozen=True, kw_only=True):

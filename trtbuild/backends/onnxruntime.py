@@ -158,6 +158,11 @@ def cannot_set(settings: Mapping[str, Setting]) -> str:
     return ""
 
 
+def gpus(_: Target) -> tuple[str, ...]:
+    """Return nothing: a build times no kernels."""
+    return ()
+
+
 def build(request: BuildRequest) -> BuildRecord:
     """Write the optimized session of the graph.
 

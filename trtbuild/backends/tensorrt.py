@@ -132,8 +132,18 @@ def cannot_set(settings: Mapping[str, Setting]) -> str:
     return trt_settings.problem(settings)
 
 
+def gpus(target: Target) -> tuple[str, ...]:
+    """Return the PCI bus ids of the GPUs here that are of the target's model."""
+    fits = (target.arch, target.device)
+    return tuple(
+        bus
+        for bus, each in zip(gpu.pci_bus_ids(), gpu.gpus(), strict=True)
+        if fits in ((each.arch, ""), (each.arch, each.identity))
+    )
+
+
 def build(request: BuildRequest) -> BuildRecord:
-    """Write the engine that is asked for, timed on a GPU of its model.
+    """Write the engine that is asked for, timed on ``request.gpu`` or a GPU of its model.
 
     Raises:
         BuildError: TensorRT refuses the graph, a profile or a setting.
@@ -141,16 +151,13 @@ def build(request: BuildRequest) -> BuildRecord:
     """
     target = request.target
     fingerprint(target)  # raises with the install line, before an import would without one
-    here = gpu.gpus()
-    fits = [
-        index
-        for index, each in enumerate(here)
-        if each.arch == target.arch and target.device in ("", each.identity)
-    ]
-    if not fits:
-        message = f"{target}: {_cannot_build(target.arch, here) or 'its GPU is not here'}"
+    fits = gpus(target)
+    bus = request.gpu or next(iter(fits), "")
+    if bus not in fits:
+        reason = _cannot_build(target.arch, gpu.gpus()) or "its GPU is not here"
+        message = f"{target}: {reason}"
         raise MissingBackendError(message)
-    gpu.make_current(fits[0])
+    gpu.make_current(gpu.pci_bus_ids().index(bus))
     from trtbuild.backends import _trt  # noqa: PLC0415  heavy: onnx and the library
 
     unknown = [name for name, _ in request.settings if name not in OPTIONS]

@@ -205,6 +205,11 @@ def cannot_set(settings: Mapping[str, Setting]) -> str:
     return trt_settings.problem(settings)
 
 
+def gpus(_: Target) -> tuple[str, ...]:
+    """Return nothing: a build times no kernels."""
+    return ()
+
+
 def build(request: BuildRequest) -> BuildRecord:
     """Write the engine that is asked for, in a child process.
 

@@ -44,12 +44,12 @@ def inspect(
     cut short is shown as far as it goes, and the exit code is 6.
     """
     from trtbuild.cli.inspection import PlanFile, examine, timed
-    from trtbuild.cli.output import print_json
+    from trtbuild.cli.output import print_json, speaker
     from trtbuild.report.terminal import print_section
 
     found = examine(engine, store)
     if times:
-        found = timed(found, store)
+        found = timed(found, store, speaker(quiet=False))
     if as_json:
         print_json(_document(found))
     else:

@@ -15,6 +15,8 @@ from trtbuild.store import Store, find_engine
 from trtbuild.store.location import root_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx_ir as ir
 
 _FRONT_LIMIT_BYTES = 1 << 20
@@ -112,7 +114,7 @@ def examine(text: str, store: str) -> Inspected:
     return _plan(path) or _onnx(path)
 
 
-def timed(found: Inspected, store: str) -> StoredEngine:
+def timed(found: Inspected, store: str, say: Callable[[str], None]) -> StoredEngine:
     """Return an engine of the store with the times of its layers on this machine.
 
     Raises:
@@ -127,7 +129,7 @@ def timed(found: Inspected, store: str) -> StoredEngine:
             f"{found.path}: --times runs engines of the store only, since what no manifest "
             f"names was not verified. Build one with 'trtbuild engine' first"
         )
-    layers = timed_layers(Store.open(store), found.manifest)
+    layers = timed_layers(Store.open(store), found.manifest, say)
     timed_manifest = msgspec.structs.replace(found.manifest, layers=layers)
     return msgspec.structs.replace(found, manifest=timed_manifest)
 

@@ -6,7 +6,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import gpu, runtime
+from trtbuild.backends import gpu, gpu_lock, runtime
 from trtbuild.backends.meter import open_meter
 from trtbuild.backends.session import SessionOptions
 from trtbuild.engine import Manifest, Value
@@ -70,6 +70,7 @@ def bench(
     _check_gate(fed, request)
     targets = tuple(dict.fromkeys(each.preimage.target for each in manifests.values()))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(gpu_lock.all_of(gpu_lock.measured(targets), say))
         meter = stack.enter_context(open_meter(targets))
         contestants = []
         for name, manifest in manifests.items():

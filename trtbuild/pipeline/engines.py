@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import trtbuild
-from trtbuild.backends import backend, sandbox
+from trtbuild.backends import backend, gpu_lock, sandbox
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.job import BuildRequest
 from trtbuild.engine import EngineKey, Manifest, ShapeRange
@@ -197,7 +197,8 @@ def _built(
         blobs.append(put_structure(store, structure))
     name = f"build {planned.target} {precision}"
     expected_s = seconds_before(store, context.recipe.name, planned, precision)
-    with store.scratch() as folder:
+    gpus = backend(planned.target.backend).gpus(planned.target)
+    with store.scratch() as folder, gpu_lock.one_of(gpus, context.say) as bus:
         request = BuildRequest(
             graph=graph,
             profiles=key.profiles,
@@ -208,6 +209,7 @@ def _built(
             changed=refit.changed if refit else (),
             plugins=tuple(store.verified_path(each.sha256) for each in plugins),
             timing_cache=timing_file(store, planned),
+            gpu=bus,
         )
         watch = Watch(context.say, name, expected_s)
         record = build_isolated(request, context.recipe.limits, watch)

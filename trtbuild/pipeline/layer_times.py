@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from trtbuild.backends import gpu, runtime
+from trtbuild.backends import gpu, gpu_lock, runtime
 from trtbuild.errors import MissingBackendError
 from trtbuild.runtime.admission import allow_measuring
 from trtbuild.runtime.machine import preflight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trtbuild.batches import Array
     from trtbuild.engine import Layers, Manifest, TensorSpec
     from trtbuild.store import Store
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _CALLS = 20
 
 
-def timed_layers(store: Store, manifest: Manifest) -> Layers:
+def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -> Layers:
     """Return the engine's layers with ``milliseconds``: the median of several calls.
 
     It runs at the shapes that its first profile is tuned for, on normal noise; integers are 0,
@@ -50,7 +52,8 @@ def timed_layers(store: Store, manifest: Manifest) -> Layers:
 
         index = gpu.archs().index(target.arch)
         engine = store.read(manifest.sha256)
-        times = engine_layer_ms(engine, index, target.backend, inputs, _CALLS)
+        with gpu_lock.all_of(gpu_lock.measured((target,)), say):
+            times = engine_layer_ms(engine, index, target.backend, inputs, _CALLS)
     return msgspec.structs.replace(
         manifest.layers,
         layers=tuple(

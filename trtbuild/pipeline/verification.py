@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from trtbuild.backends import runtime
+from trtbuild.backends import gpu_lock, runtime
 from trtbuild.backends.fingerprint import version
 from trtbuild.backends.meter import open_meter
 from trtbuild.backends.ort_session import open_graph
@@ -182,7 +182,9 @@ def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
         if baseline is not None:
             sessions["baseline"] = _device_session(context, baseline)
         inputs = latency_inputs(race.data, race.graph, race.profile)
-        with open_meter((engine.planned.target,)) as meter:
+        targets = (engine.planned.target,)
+        gpus = gpu_lock.measured(targets)
+        with gpu_lock.all_of(gpus, context.say), open_meter(targets) as meter:
             found, conditions, _ = calm(
                 lambda: measure(sessions, inputs, plan), meter, ATTEMPTS, context.say
             )
