@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trtbuild.backends import backend, fingerprint, gpu, memory, processor, runtime
+from trtbuild.backends import (
+    backend,
+    distributions,
+    fingerprint,
+    gpu,
+    memory,
+    processor,
+    runtime,
+)
 from trtbuild.engine import Target
 from trtbuild.errors import MissingBackendError
 
@@ -82,7 +90,7 @@ def test_a_build_is_what_its_files_are(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_library_that_is_not_installed_has_an_install_line() -> None:
     with pytest.raises(MissingBackendError, match=r"pip install 'trtbuild\[x\]'"):
         fingerprint.installed("x", ("no-such-distribution",), "trtbuild[x]")
-    assert not fingerprint.version("no-such-distribution")
+    assert not distributions.version("no-such-distribution")
     assert not fingerprint.has_module("no_such_module")
     assert fingerprint.has_module("numpy")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from trtbuild.backends import distributions
 from trtbuild.pipeline.memo import merged, recall, remember
 from trtbuild.sources.dependencies import (
     ABSENT,
@@ -16,7 +17,6 @@ from trtbuild.sources.dependencies import (
     FolderListed,
     file_digest,
     folder_digest,
-    installed_version,
 )
 from trtbuild.store import Store
 
@@ -113,7 +113,7 @@ def test_folders_count_by_the_names_in_them(store: Store, tmp_path: Path) -> Non
 
 
 def test_distributions_count_by_their_version(store: Store) -> None:
-    package = Distribution(name="numpy", version=installed_version("numpy"))
+    package = Distribution(name="numpy", version=distributions.version("numpy"))
     remember(store, QUESTION, Dependencies(distributions=(package,)), 1)
     assert answer(store) == 1
     gone = Distribution(name="no-such-distribution", version="")

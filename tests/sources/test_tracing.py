@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from trtbuild.sources.dependencies import Distribution, changed, installed_version
+from trtbuild.backends import distributions
+from trtbuild.sources.dependencies import Distribution, changed
 from trtbuild.sources.tracing import traced
 from trtbuild.sources.user_code import load
 
@@ -100,7 +101,7 @@ def test_a_change_is_noticed_and_named(
 def test_another_version_of_an_imported_package_is_a_change(tmp_path: Path) -> None:
     dependencies = trace_factory(tmp_path, "import numpy\nreturn numpy.zeros(1)")
     assert dependencies.distributions == (
-        Distribution(name="numpy", version=installed_version("numpy")),
+        Distribution(name="numpy", version=distributions.version("numpy")),
     )
     older = Distribution(name="numpy", version="0.1")
     told = changed(msgspec.structs.replace(dependencies, distributions=(older,)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import Availability, processor
+from trtbuild.backends import Availability, distributions, processor
 from trtbuild.backends import fingerprint as fingerprints
 from trtbuild.backends.scheme import Scheme, WeightScheme
 from trtbuild.engine import Fingerprint, Target
@@ -108,7 +108,7 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     """Return this processor, or what is said of each architecture in ``archs``."""
     here = processor.arch()
     missing = ""
-    if not fingerprints.version(_DISTRIBUTION):
+    if not distributions.version(_DISTRIBUTION):
         missing = "the Python package 'onnxruntime' is not installed: pip install trtbuild"
     return tuple(_availability(arch, here, missing) for arch in archs or (here,))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import Availability, gpu, processor, trt_settings
+from trtbuild.backends import Availability, distributions, gpu, processor, trt_settings
 from trtbuild.backends import fingerprint as fingerprints
 from trtbuild.backends.tensorrt_rtx import RESTS, SCHEME, SCHEMES, WEIGHTS
 from trtbuild.engine import Target
@@ -99,14 +99,14 @@ def _old_driver(driver: tuple[int, int], library: str) -> str:
             other = "; or pip install tensorrt-cu12" if flavor == "cu13" else ""
             return (
                 f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, and {library} "
-                f"{fingerprints.version(library)} needs {cuda[0]}.{cuda[1]}: install driver "
+                f"{distributions.version(library)} needs {cuda[0]}.{cuda[1]}: install driver "
                 f"{release} or newer{other}"
             )
     return ""
 
 
 def _layout() -> tuple[str, ...]:
-    return next((names for names in _LAYOUTS if fingerprints.version(names[0])), _LAYOUTS[-1])
+    return next((names for names in _LAYOUTS if distributions.version(names[0])), _LAYOUTS[-1])
 
 
 def fingerprint(target: Target) -> Fingerprint:

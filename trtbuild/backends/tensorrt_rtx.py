@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trtbuild.backends import Availability, gpu, processor, trt_settings
+from trtbuild.backends import Availability, distributions, gpu, processor, trt_settings
 from trtbuild.backends import fingerprint as fingerprints
 from trtbuild.backends.scheme import Scheme, WeightScheme
 from trtbuild.engine import Target
@@ -182,7 +182,7 @@ def _availability(arch: str, here: tuple[str, ...]) -> Availability:
 def fingerprint(target: Target) -> Fingerprint:
     """Return the installed TensorRT-RTX: its version, and a digest of its libraries' files."""
     flavor = next(
-        (f for f in _CUDA_FLAVORS if fingerprints.version(f"tensorrt_rtx_{f}_libs")),
+        (f for f in _CUDA_FLAVORS if distributions.version(f"tensorrt_rtx_{f}_libs")),
         _CUDA_FLAVORS[0],
     )
     names = (f"tensorrt_rtx_{flavor}_libs", f"tensorrt_rtx_{flavor}_bindings")

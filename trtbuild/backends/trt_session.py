@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import compatibility, fingerprint, gpu, processor, trt_plugins
+from trtbuild.backends import (
+    compatibility,
+    distributions,
+    fingerprint,
+    gpu,
+    processor,
+    trt_plugins,
+)
 from trtbuild.backends.session import DEFAULT, NOTHING, Plan
 from trtbuild.engine import Value
 from trtbuild.errors import MissingBackendError, TrustError
@@ -252,10 +259,10 @@ def _library(backend: str) -> Library | None:
     for module in _MODULES[backend]:
         if fingerprint.has_module(module):
             for major in _CUDA_MAJORS:
-                version = fingerprint.version(f"{module}_cu{major}_libs")
+                version = distributions.version(f"{module}_cu{major}_libs")
                 if version:
                     return Library(module=module, version=version, cuda_major=major)
-            return Library(module=module, version=fingerprint.version(module), cuda_major=0)
+            return Library(module=module, version=distributions.version(module), cuda_major=0)
     return None
 
 

@@ -18,11 +18,12 @@ _NAME_WIDTH = 16
 
 def doctor(store: StoreOption = "", json: JsonOption = False) -> None:
     """Say what is installed here, what is missing, and the line that installs it."""
+    from trtbuild.backends import distributions
     from trtbuild.canonical import encode
-    from trtbuild.cli.installation import examine, installed_version
+    from trtbuild.cli.installation import examine
     from trtbuild.cli.trust_checks import trust_checks
 
-    version = installed_version("trtbuild")
+    version = distributions.version("trtbuild")
     checks = (*examine(store), *trust_checks())
     if json:
         document = {"schema": 1, "trtbuild": version, "checks": checks}

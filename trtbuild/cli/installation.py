@@ -14,11 +14,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from trtbuild.backends import processor, sandbox
+from trtbuild.backends import distributions, processor, sandbox
 from trtbuild.engine import Value
 from trtbuild.errors import TrtbuildError
 from trtbuild.store import location
@@ -229,7 +228,7 @@ def _memory() -> Check:
 
 def library_check(library: Library) -> Check:
     """Return whether ``library`` is installed and a child process can import it."""
-    version = next(filter(None, map(installed_version, library.distributions)), "")
+    version = next(filter(None, map(distributions.version, library.distributions)), "")
     if not version:
         return Check(
             group=library.group,
@@ -247,14 +246,6 @@ def library_check(library: Library) -> Check:
         detail=reason or library.use,
         remedy=_repair(reason, library.install) if reason else "",
     )
-
-
-def installed_version(distribution: str) -> str:
-    """Return the version of an installed distribution, or an empty string."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _repair(reason: str, install: str) -> str:
@@ -289,7 +280,7 @@ def gpu_checks() -> tuple[Check, ...]:
     """Return the driver and one check per GPU, through NVML where its package is installed."""
     described, _ = (
         _run_python("-m", "trtbuild.backends.nvml")
-        if installed_version("nvidia-ml-py")
+        if distributions.version("nvidia-ml-py")
         else ("", "")
     )
     if described:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from trtbuild.backends import distributions
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import Value
-from trtbuild.sources.dependencies import file_digest, folder_digest, installed_version
+from trtbuild.sources.dependencies import file_digest, folder_digest
 from trtbuild.store import make_record
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _next_key(store: Store, key: str, look: Look) -> str:
     seen = [
         [[path, file_digest(path)] for path in look.files],
         [[path, folder_digest(path)] for path in look.folders],
-        [[name, installed_version(name)] for name in look.distributions],
+        [[name, distributions.version(name)] for name in look.distributions],
         [[engine, _bytes_of(store, engine)] for engine in look.engines],
     ]
     return digest("memo-link/v1", [key, seen])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from trtbuild.backends.fingerprint import version
+from trtbuild.backends.distributions import version
 from trtbuild.canonical import digest
 from trtbuild.engine import Value
 from trtbuild.pipeline.source import calibration

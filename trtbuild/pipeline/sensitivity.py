@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends.fingerprint import version
+from trtbuild.backends.distributions import version
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.backends.scheme import Scheme
 from trtbuild.engine import Value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.backends.fingerprint import version
+from trtbuild.backends.distributions import version
 from trtbuild.engine import Value
 from trtbuild.graph import optimize as optimizer
 

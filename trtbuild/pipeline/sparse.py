@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from trtbuild.backends.fingerprint import version
+from trtbuild.backends.distributions import version
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError, RecipeError
 from trtbuild.graph.model import load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from trtbuild.backends.fingerprint import version
+from trtbuild.backends.distributions import version
 from trtbuild.backends.scheme import Scheme
 from trtbuild.engine import Value
 from trtbuild.pipeline.ranges import channel_statistics_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from trtbuild.backends import gpu_lock, runtime
-from trtbuild.backends.fingerprint import version
+from trtbuild.backends.distributions import version
 from trtbuild.backends.meter import open_meter
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.canonical import digest

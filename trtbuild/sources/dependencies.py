@@ -6,10 +6,10 @@ A light module: a full cache hit asks :func:`changed` and imports neither a fram
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 from pathlib import Path
 
+from trtbuild.backends import distributions
 from trtbuild.canonical import encode, sha256_file
 from trtbuild.engine import Value
 
@@ -55,7 +55,7 @@ def changed(dependencies: Dependencies) -> str:
     Content is compared, never times: files are hashed (about a second per gigabyte).
     """
     for distribution in dependencies.distributions:
-        version = installed_version(distribution.name)
+        version = distributions.version(distribution.name)
         if version != distribution.version:
             return f"{distribution.name} was {distribution.version}, is {version or 'missing'}"
     for folder in dependencies.folders:
@@ -84,11 +84,3 @@ def folder_digest(path: str) -> str:
     except OSError:
         return ABSENT
     return hashlib.sha256(encode(names)).hexdigest()
-
-
-def installed_version(name: str) -> str:
-    """Return the version of an installed distribution, or ``""`` where it is missing."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

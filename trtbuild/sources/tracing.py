@@ -15,6 +15,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
+from trtbuild.backends import distributions
 from trtbuild.sources.dependencies import (
     Dependencies,
     Distribution,
@@ -22,7 +23,6 @@ from trtbuild.sources.dependencies import (
     FolderListed,
     file_digest,
     folder_digest,
-    installed_version,
 )
 from trtbuild.sources.imports import (
     distributions_of,
@@ -97,7 +97,7 @@ class Recorder:
                 FolderListed(path=path, sha256=folder_digest(path)) for path in sorted(folders)
             ),
             distributions=tuple(
-                Distribution(name=name, version=installed_version(name))
+                Distribution(name=name, version=distributions.version(name))
                 for name in sorted(names)
             ),
         )
