@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 import time
@@ -98,7 +97,7 @@ def write_whole(path: Path, text: str, option: str) -> None:
         UsageError: it cannot be written.
     """
     real = path.resolve()
-    draft = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
+    draft = real.with_name(f".{real.name}.{os.urandom(8).hex()}")
     with writing(path, option):
         try:
             with draft.open("x", encoding="utf-8") as file:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
@@ -58,8 +57,7 @@ class _File(Value, frozen=True, kw_only=True):
     policy: Policy
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assigned:
+class Assigned(Value, frozen=True, kw_only=True):
     """What a policy leaves alone in one graph: node names.
 
     ``unquantized`` stay in floating point, ``fp32`` of them in FP32 whatever the rest is.

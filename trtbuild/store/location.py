@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
 from trtbuild.canonical import encode
+from trtbuild.engine import Value
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, explained, link_new, make_folders, sync_folders
 
@@ -30,8 +30,7 @@ class _Version(msgspec.Struct, frozen=True):
     min_reader: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Location:
+class Location(Value, frozen=True, kw_only=True):
     """What a store's URI says: the local folder, and the URIs of remote tiers in order."""
 
     uri: str

@@ -10,23 +10,21 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtbuild.engine import Value
 from trtbuild.errors import StoreError
 from trtbuild.store.temporary import new_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RIGHT = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
+class Draft(Value, frozen=True, kw_only=True):
     """A complete, synced, read-only file that no reader looks at yet."""
 
     path: Path
@@ -145,7 +143,7 @@ def set_aside(path: Path, file_id: tuple[int, int], quarantine: Path) -> bool:
         now = path.lstat()
         if (now.st_dev, now.st_ino) != file_id:
             return False
-        path.rename(quarantine / f"{path.name}.{secrets.token_hex(4)}")
+        path.rename(quarantine / f"{path.name}.{os.urandom(4).hex()}")
     except FileNotFoundError:
         return False
     return True

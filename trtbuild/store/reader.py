@@ -14,9 +14,9 @@ import os
 import queue
 import stat
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trtbuild.engine import Value
 from trtbuild.errors import StoreError
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class BlobLostError(StoreError):
         self.reason = reason
 
 
-@dataclass(frozen=True, kw_only=True)
-class Content:
+class Content(Value, frozen=True, kw_only=True):
     """What was found: bytes, or in ``fault`` why they are not to be used.
 
     ``file_id`` is (device, inode). ``data`` is empty where a fault was seen, and where only the

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import re
-import secrets
 import shutil
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ _NAME_PARTS = 4
 def new_name() -> str:
     """Return a name that no other process, thread or call will use."""
     host, boot = _machine()
-    return f"{host}.{boot}.{os.getpid()}.{secrets.token_hex(8)}"
+    return f"{host}.{boot}.{os.getpid()}.{os.urandom(8).hex()}"
 
 
 def remove_orphans(folder: Path) -> int:
