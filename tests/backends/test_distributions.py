@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-import pytest
-
 from trtbuild.backends import distributions
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_all_that_is_installed_is_found_as_importlib_finds_it() -> None:

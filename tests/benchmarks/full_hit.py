@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.benchmarks.full_hit engines/digits-int8.toml
 
 The recipe is built first if it is not in the store. Then ``trtbuild engine RECIPE --json``
-and ``python -c pass`` run in turns. Wall time, and processor time as the system counts it. Python
-may keep its compiled modules, as it does for every installed program.
+and ``python -c pass`` run in turns. Wall time, and processor time as the system counts it.
+Python may keep its compiled modules, as it does for every installed program.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _MIN_COLUMNS = 2
 
 
 def installed(backend: str, names: tuple[str, ...], install: str) -> Fingerprint:
-    """Return the fingerprint of installed distributions; the first of ``names`` gives the version.
+    """Return the fingerprint of installed distributions, whose first gives the version.
 
     ``install`` is the requirement that an error tells the user to install.
 
