@@ -1,4 +1,5 @@
-"""The store's figures: lookups, verified loads, a stampede, a collection of many entries.
+"""The store's figures: lookups, verified loads, a stampede, a collection of many entries, and
+lookups beside it.
 
     .venv/bin/python -m tests.benchmarks.store [ENTRIES]
 
@@ -26,6 +27,20 @@ ROUNDS = 7
 BLOB_BYTES = 256 << 20
 PROCESSES = 64
 START = "import sys; from trtbuild.store import Store;"
+BESIDE = f"""{START}
+import time
+store, keys, times = Store.open(sys.argv[1]), sys.argv[2:], []
+print("ready", flush=True)
+end = time.monotonic() + 3600
+while time.monotonic() < end and not (store.root / "over").exists():
+    for key in keys:
+        started = time.perf_counter()
+        store.get("ranges", key)
+        times.append((time.perf_counter() - started) * 1000)
+    time.sleep(0.001)
+times.sort()
+print(len(times), times[len(times) // 2], times[int(len(times) * 0.999)], times[-1])
+"""
 HIT = f"{START} assert Store.open(sys.argv[1]).get('ranges', sys.argv[2])"
 
 
@@ -83,12 +98,24 @@ def stampede(store: Store) -> None:
 def collection(store: Store) -> None:
     """Print how long it takes to collect half of all entries."""
     size = collect(store, Limits(high_bytes=1 << 60, low_bytes=1 << 60)).before_bytes
-    started, used = time.perf_counter(), time.process_time()
-    found = collect(store, Limits(high_bytes=size - 1, low_bytes=size // 2))
-    seconds, used = time.perf_counter() - started, time.process_time() - used
+    keys = [key_of(number) for number in range(0, 50_000, 5000)]
+    command = [sys.executable, "-c", BESIDE, str(store.root), *keys]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        started, used = time.perf_counter(), time.process_time()
+        found = collect(store, Limits(high_bytes=size - 1, low_bytes=size // 2))
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+        (store.root / "over").touch()
+        count, *waits = reader.stdout.readline().split()
     print(
         f"collection: {found.records} records of a store of {size / 1e6:.0f} MB in "
         f"{seconds:.1f} s, {used:.1f} s of processor"
+    )
+    middle, rare, longest = map(float, waits)
+    print(
+        f"lookups beside it, in another process: {count}, p50 {middle:.3f} ms, p99.9 "
+        f"{rare:.2f} ms, longest {longest:.1f} ms"
     )
 
 
