@@ -6,6 +6,7 @@ The functions here are doors: they import what they need when they are called, s
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from trtbuild import errors
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from trtbuild.backends.session import LoadedSession
     from trtbuild.recipe import Recipe
     from trtbuild.report.document import Report
+
+# ONNX Runtime 1.29 and later tells Microsoft of each model that it opens (names, digests of
+# graph and weights), and keeps an identifier in the user's cache folder. It reads this once,
+# when it is imported; see docs/decisions/0019-no-telemetry.md.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.backends import graphs
 from trtbuild.backends import staging
+from trtbuild.backends.distributions import version
 from trtbuild.errors import TrtbuildError
 from trtbuild.graph import Graph
 from trtbuild.graph.model import read_graph
@@ -235,3 +236,26 @@ def test_nothing_is_unpickled_and_no_socket_is_opened(tmp_path: Path) -> None:
             calls = (tmp_path / "calls").read_text()
             assert "AF_INET" not in calls
             assert "AF_UNIX" not in calls
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """Its telemetry opens a cache of events when a model is opened, and sends it later."""
+    graph = graphs.chain(tmp_path / "m.onnx", ["conv"])
+    program = (
+        "import sys, {first}\n"
+        "import onnxruntime\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])\n"
+    )
+    silent = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
+    kept = {name: value for name, value in os.environ.items() if name not in silent}
+    written = {}
+    for first in ("trtbuild", "json"):  # the second shows that the test can fail
+        home = tmp_path / first
+        home.mkdir()
+        command = [sys.executable, "-c", program.format(first=first), str(graph.path)]
+        environment = {**kept, "PYTHONPATH": str(ROOT), "HOME": str(home)}
+        subprocess.run(command, env=environment, check=True, timeout=60)
+        written[first] = sum(path.is_file() for path in home.rglob("*"))
+    assert written["trtbuild"] == 0
+    release = tuple(map(int, version("onnxruntime").split(".")[:2]))
+    assert written["json"] > 0 or release < (1, 29)
