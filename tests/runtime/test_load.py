@@ -21,6 +21,8 @@ from trtbuild.backends import ort_session, processor
 from trtbuild.engine import Manifest
 from trtbuild.errors import MissingBackendError, TrustError, UsageError
 from trtbuild.store import Store, make_record
+from trtbuild.store.counters import flush, totals
+from trtbuild.store.metrics import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +140,25 @@ def test_an_engine_of_another_version_is_not_measured_either(
     with pytest.raises(TrustError, match=re.escape("1.0.0")):
         trtbuild.verify(name, store.root)
     assert {record.key for record in store.records("engine")} == {manifest.key, name}
+
+
+def test_loads_and_refusals_are_counted_at_once_and_are_no_hits(
+    built: tuple[Store, Manifest],
+) -> None:
+    """A service runs for weeks and may be killed: it writes what it counted when it loads."""
+    store, manifest = built
+    flush(store)
+    before = summarize(totals(store)).hit_rate
+    trtbuild.load(manifest.key, store.root).close()
+    store.path(manifest.sha256).chmod(0o644)
+    store.path(manifest.sha256).write_bytes(bytes(manifest.bytes))
+    for name in (manifest.key, "0123456789abcdef"):
+        with pytest.raises((TrustError, UsageError)):
+            trtbuild.load(name, store.root)
+    found = {each.outcome: each.count for each in totals(store) if each.kind == "load"}
+    assert found == {"loaded": 1, "refused": 1, "error": 1}
+    summary = summarize(totals(store))
+    assert (summary.loads, summary.refused, summary.hit_rate) == (1, 1, before)
 
 
 @pytest.mark.usefixtures("unseen")

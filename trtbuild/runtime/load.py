@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import runtime
 from trtbuild.backends.session import DEFAULT, check_count
+from trtbuild.errors import TrustError
 from trtbuild.runtime import metrics, warmup
 from trtbuild.runtime.admission import DEFAULT_TERMS, admit
 from trtbuild.store import Store
+from trtbuild.store.counters import Tally, count, flush
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from trtbuild.backends.session import LoadedSession, SessionOptions
     from trtbuild.runtime.admission import Terms
+    from trtbuild.store.counters import Outcome
 
 
 def load(
@@ -39,7 +44,9 @@ def load(
         StoreError: the store cannot be read.
     """
     check_count("warmup", warmup_runs, 0)
-    admitted = admit(Store.open(store), str(engine), terms, options)
+    opened = Store.open(store)
+    with _counted(opened):
+        admitted = admit(opened, str(engine), terms, options)
     manifest = admitted.manifest
     target = manifest.preimage.target
     profiles = manifest.preimage.profiles
@@ -51,3 +58,18 @@ def load(
         warmup.warm_up(session, profiles, warmup_runs)
     metrics.register(session)
     return session
+
+
+@contextlib.contextmanager
+def _counted(store: Store) -> Iterator[None]:
+    """Count an engine that was admitted or refused, at once: services run for long."""
+    outcome: Outcome = "error"
+    try:
+        yield
+        outcome = "loaded"
+    except TrustError:
+        outcome = "refused"
+        raise
+    finally:
+        count(store, Tally(tier="local", kind="load", outcome=outcome, count=1))
+        flush(store)

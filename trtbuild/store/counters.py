@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from trtbuild.store.local import Store
     from trtbuild.store.record import Record
 
-Outcome = Literal["hit", "miss", "error", "bypass", "corrupt"]
+Outcome = Literal["hit", "miss", "error", "bypass", "corrupt", "loaded", "refused"]
 """``error``: the tier could not be asked, which is no miss. ``bypass``: it was not to be asked.
-``corrupt``: what it had failed verification and was set aside."""
+``corrupt``: what it had failed verification and was set aside. ``loaded`` and ``refused`` are
+what services asked to load: those that passed, and those that a check of trust stopped."""
 
 _FLUSH_S = 60.0
 _OPEN_DAYS = 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
 from trtbuild.engine import Value
-from trtbuild.store.counters import Tally
+from trtbuild.store.counters import Outcome, Tally
 from trtbuild.store.sizes import shown_size
 from trtbuild.store.temporary import new_name
 
@@ -26,7 +26,8 @@ class Summary(Value, frozen=True, kw_only=True):
     """All counters, and what they come to.
 
     ``hit_rate`` is hits over hits and misses, 0 to 1, ``None`` before the first: an error or a
-    bypass is neither. ``saved_s`` is a lower bound: not every result says what it took.
+    bypass is neither, and loads of services stand apart. ``saved_s`` is a lower bound: not
+    every result says what it took.
     """
 
     hits: int
@@ -34,6 +35,8 @@ class Summary(Value, frozen=True, kw_only=True):
     errors: int
     bypasses: int
     corrupt: int
+    loads: int
+    refused: int
     hit_rate: float | None
     hit_bytes: int
     saved_s: float
@@ -43,7 +46,7 @@ class Summary(Value, frozen=True, kw_only=True):
 
 def summarize(tallies: tuple[Tally, ...]) -> Summary:
     """Return the summary of all that was counted."""
-    counts = dict.fromkeys(("hit", "miss", "error", "bypass", "corrupt"), 0)
+    counts = dict.fromkeys(get_args(Outcome), 0)
     for tally in tallies:
         counts[tally.outcome] = counts.get(tally.outcome, 0) + tally.count
     asked = counts["hit"] + counts["miss"]
@@ -53,6 +56,8 @@ def summarize(tallies: tuple[Tally, ...]) -> Summary:
         errors=counts["error"],
         bypasses=counts["bypass"],
         corrupt=counts["corrupt"],
+        loads=counts["loaded"],
+        refused=counts["refused"],
         hit_rate=round(counts["hit"] / asked, 4) if asked else None,
         hit_bytes=sum(tally.size_bytes for tally in tallies if tally.outcome == "hit"),
         saved_s=round(sum(tally.saved_s for tally in tallies), 3),
@@ -67,6 +72,7 @@ def lines(summary: Summary) -> Iterator[str]:
     yield f"errors          {summary.errors} (a tier could not be asked)"
     yield f"bypasses        {summary.bypasses} (measured anew on purpose)"
     yield f"corrupt         {summary.corrupt} (failed verification, set aside)"
+    yield f"loads           {summary.loads} by services ({summary.refused} more were refused)"
     yield f"bytes of hits   {shown_size(summary.hit_bytes)}"
     yield f"seconds saved   {summary.saved_s:.1f} at least"
     for tally in summary.tallies:
