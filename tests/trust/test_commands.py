@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trtbuild
+from tests.backends import bubblewrap
 from tests.trust.commands import (
     demand_promoters,
     manifest_of,
@@ -253,6 +254,23 @@ def test_a_first_load_happens_once_and_has_a_limit(
     canary.require(manifest, data, 60)
     other = msgspec.structs.replace(manifest, key="0" * 64)
     with pytest.raises(TrustError, match="ended with 1"):
+        canary.require(other, data, 60)
+
+
+def test_a_first_load_is_confined(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = manifest_of(place / "store")
+    data = Store.open("").read(manifest.sha256)
+    bubblewrap.require(monkeypatch)
+    canary.require(manifest, data, 60)
+    other = msgspec.structs.replace(manifest, key="0" * 64)
+    secret = place / "secret"
+    secret.touch()
+    interpreter = place / "python" / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(f"#!/bin/sh\n[ -e {secret} ] && exit 3\nkill -ABRT $$\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(interpreter))
+    with pytest.raises(TrustError, match="died by SIGABRT"):
         canary.require(other, data, 60)
 
 

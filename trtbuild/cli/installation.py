@@ -186,19 +186,19 @@ def machine_checks() -> tuple[Check, ...]:
 
 
 def sandbox_check() -> Check:
-    """Return whether builds are confined here; without a sandbox they have limits only."""
+    """Return whether builds and first loads are confined; without it they have limits only."""
     try:
         found = sandbox.chosen()
     except TrtbuildError as error:
         return Check(group="machine", name="sandbox", state="broken", detail=str(error))
     if found.program:
-        detail = f"builds are confined by {found.program}: no network, nothing else to write to"
+        detail = f"builds and first loads are confined by {found.program}: no network, no files"
         return Check(group="machine", name="sandbox", state="ok", detail=detail)
     return Check(
         group="machine",
         name="sandbox",
         state="missing",
-        detail=f"builds have resource limits only: {found.reason}",
+        detail=f"builds and first loads have resource limits only: {found.reason}",
         remedy=found.remedy,
     )
 

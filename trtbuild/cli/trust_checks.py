@@ -1,4 +1,4 @@
-"""What ``trtbuild doctor`` says of trust: the policy in force, who signs, what isolates."""
+"""What ``trtbuild doctor`` says of trust: the policy in force, and who signs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from trtbuild.cli.installation import Check
 from trtbuild.errors import TrtbuildError
 from trtbuild.pipeline.chosen_key import KEY_VARIABLE, chosen_key
 from trtbuild.pipeline.key_files import load_key
-from trtbuild.runtime.canary import sandbox
 from trtbuild.runtime.trust_files import POLICY_VARIABLE, load_policy, policy_name
 from trtbuild.trust.policy import DEVELOPER
 
 
 def trust_checks() -> tuple[Check, ...]:
-    """Return one check for the policy, the signing key, and the sandbox of first loads."""
-    return (_policy(), _key(), _sandbox())
+    """Return one check for the policy and one for the signing key."""
+    return (_policy(), _key())
 
 
 def _policy() -> Check:
@@ -57,20 +56,3 @@ def _key() -> Check:
         return Check(group="trust", name="signing key", state="broken", detail=str(error))
     detail = f"{name} ({key.public.keyid[:12]}) signs what engine and nightly build"
     return Check(group="trust", name="signing key", state="ok", detail=detail)
-
-
-def _sandbox() -> Check:
-    if sandbox():
-        return Check(
-            group="trust",
-            name="bubblewrap",
-            state="ok",
-            detail="first loads of engines have no network",
-        )
-    return Check(
-        group="trust",
-        name="bubblewrap",
-        state="missing",
-        detail="first loads of engines run in a child process with limits, but with network",
-        remedy="apt install bubblewrap, and allow user namespaces",
-    )

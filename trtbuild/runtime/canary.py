@@ -1,16 +1,16 @@
 """The first load of an engine on a machine happens in a child process, which may die.
 
 What is well signed can still be built for another driver, or crash a library. The child has
-no network where bubblewrap works, limited time and memory, and a private folder; it
-deserializes the engine, compares its inputs and outputs with the manifest, and runs it once.
+limited time and memory and a private folder, and is confined as builds are
+(:mod:`trtbuild.backends.sandbox`): where bubblewrap works it sees neither network nor files of
+the user. It deserializes the engine, compares its inputs and outputs with the manifest, and
+runs it once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import gpu, processor
+from trtbuild.backends import gpu, processor, sandbox
 from trtbuild.backends.session import DEFAULT, NOTHING, SessionOptions
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import ShapeRange, Target, TensorSpec, Value
@@ -38,7 +38,6 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 _MIB = 1 << 20
 _MEMORY_MIB = 4096
 _KEPT_OUTPUT = 2000
-_SANDBOX_SECONDS = 10
 
 
 class Trial(Value, frozen=True, kw_only=True):
@@ -74,6 +73,7 @@ def require(
 
     Raises:
         TrustError: T15, the child refused it, died, or took too long.
+        MissingBackendError: a sandbox is required, and none works here.
     """
     mark = _mark(manifest)
     if mark.is_file():
@@ -89,23 +89,19 @@ def require(
         mark.touch(mode=0o600)
 
 
-def sandbox() -> tuple[str, ...]:
-    """Return the command that starts a program without network, empty where none works."""
-    return _sandbox(os.environ.get("PATH", ""))
-
-
 def _try(trial: Trial, data: bytes) -> str:
     """Return what went wrong in the child, or an empty string."""
     head = encode(trial) + b"\n"
     with tempfile.TemporaryDirectory(prefix="trtbuild-canary-") as folder:
-        inside = _inside(folder)
+        program = sandbox.chosen().program
+        confined = sandbox.confined(program, (), (Path(folder),)) if program else []
         with subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [*inside, sys.executable, "-m", "trtbuild.runtime.canary_child"],
+            [*confined, sys.executable, "-m", "trtbuild.runtime.canary_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=_environment(folder),
+            env=_environment(folder) | ({"HOME": folder} if program else {}),
             start_new_session=True,
         ) as child:
             try:
@@ -115,12 +111,13 @@ def _try(trial: Trial, data: bytes) -> str:
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
-    if child.returncode == 0:
+    code = sandbox.returncode(child.returncode) if program else child.returncode
+    if code == 0:
         return ""
     last = output.decode("utf-8", "replace").strip()[-_KEPT_OUTPUT:]
-    if child.returncode < 0:
-        return f"it died by {signal.Signals(-child.returncode).name}: {last or 'no output'}"
-    return last or f"it ended with {child.returncode}"
+    if code < 0:
+        return f"it died by {signal.Signals(-code).name}: {last or 'no output'}"
+    return last or f"it ended with {code}"
 
 
 def _trial(
@@ -163,34 +160,6 @@ def _environment(folder: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     package = Path(__file__).resolve().parents[2]
     return kept | {"PYTHONPATH": str(package), "PYTHONUTF8": "1", "TMPDIR": folder}
-
-
-def _inside(folder: str) -> list[str]:
-    found = sandbox()
-    return [*found, "--bind", folder, folder, "--"] if found else []
-
-
-@functools.cache
-def _sandbox(path: str) -> tuple[str, ...]:
-    """Return bubblewrap's command where it works here: it needs user namespaces."""
-    program = shutil.which("bwrap", path=path)
-    if program is None:
-        return ()
-    command = (
-        *(program, "--unshare-net", "--unshare-ipc", "--die-with-parent"),
-        *("--ro-bind", "/", "/", "--dev-bind", "/dev", "/dev"),
-    )
-    try:
-        done = subprocess.run(  # noqa: S603  the program that PATH names
-            [*command, "--", "true"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SANDBOX_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return command if done.returncode == 0 else ()
 
 
 def _failed(manifest: Manifest, problem: str) -> TrustError:
