@@ -148,6 +148,56 @@ def _read(store: Store, sha256: str) -> bytes | None:
         return None
 
 
+CALLS = (
+    *("write", "pwrite64", "fsync", "link", "linkat", "rename", "renameat", "renameat2"),
+    *("unlink", "unlinkat", "mkdir", "fchmod", "utimensat", "ftruncate", "flock"),
+)
+PUBLISH = """
+import sys
+from trtbuild.store import Store, make_record
+from trtbuild.store.lease import get_or_make
+store = Store.open(sys.argv[1])
+def make():
+    blob = store.put_bytes("engine", sys.argv[2].encode() * 1000)
+    return make_record("engine", sys.argv[2], {}, {}, (blob,))
+record, _ = get_or_make(store, "engine", sys.argv[2], make)
+store.read(record.blobs[0].sha256)
+"""
+
+
+@nightly
+def test_a_kill_before_any_system_call_that_changes_something_damages_nothing(
+    tmp_path: Path,
+) -> None:
+    """D1: the n-th call of each kind does not happen, since the process is dead by then."""
+    strace = shutil.which("strace")
+    if not strace:
+        pytest.skip("needs strace")
+    trace = [strace, "-qq", "-o", str(tmp_path / "calls"), "-e", f"trace={','.join(CALLS)}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def publish(what: str, *inject: str, folder: str = "store") -> int:
+        command = [sys.executable, "-c", PUBLISH, str(tmp_path / folder), digest("d1", what)]
+        done = subprocess.run([*trace, *inject, *command], env=environment, check=False)
+        return done.returncode
+
+    assert publish("first", folder="another") == 0
+    calls = [line.partition("(")[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    points = [(name, turn + 1) for name in CALLS for turn in range(calls.count(name))]
+    assert len(points) > 15
+    for name, turn in points:
+        # The first publish makes the store's folders too; one store sees every point later.
+        for folder in (f"{name}{turn}", "store"):
+            what = f"{folder} {name} {turn}"
+            kill = ("-e", f"inject={name}:signal=KILL:when={turn}")
+            first = publish(what, *kill, folder=folder)
+            assert first != 0 or folder == "store"
+            assert publish(what, folder=folder) == 0
+            found = audit(Store.open(str(tmp_path / folder)), repair=False, say=quiet)
+            assert found.faults == (), what
+    print(f"{len(points)} points, each on a new store and on a used one")  # noqa: T201  the record of the run
+
+
 SHIM = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
