@@ -348,6 +348,7 @@ def _device_session(context: Context, built: Built) -> Session:
         context.store.read(built.manifest.sha256),
         target,
         attached=attached(context.store, built.manifest),
+        profiles=built.manifest.preimage.profiles,
     )
 
 

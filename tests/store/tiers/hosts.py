@@ -1,8 +1,11 @@
 """Several hosts that want one key: processes with a store each, and one tier between them.
 
-    hosts.py URI FOLDER HOSTS live|kill
+    hosts.py URI FOLDER HOSTS live|kill|pause [PROCESSES [SKEW_S]]
 
-With ``kill``, the first host that builds is killed while it does. Prints one JSON document.
+Each host has so many processes. Their clocks differ by ``SKEW_S``: every third host's is
+behind, right, or ahead. With ``kill``, the first process that builds is killed while it does;
+with ``pause`` it is stopped until all of another host have the engine, and then goes on. Prints
+one JSON document.
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ KEY = digest("test", "key")
 TTL_S = 0.9
 
 
-def want(uri: str, folder: Path, number: int, how: str) -> None:
+def shift_clock(seconds: float) -> None:
+    right = time.time
+    time.time = lambda: right() + seconds
+
+
+def want(uri: str, folder: Path, number: int, how: str, skew_s: float) -> None:
+    shift_clock((number % 3 - 1) * skew_s)
     store = Store.open(f"{folder / str(number)},{uri}")
     if not isinstance(store, TieredStore):
         raise TypeError(uri)
@@ -49,16 +58,27 @@ def want(uri: str, folder: Path, number: int, how: str) -> None:
 
 
 def main() -> None:
-    uri, text, hosts, how = sys.argv[1:]
+    uri, text, hosts, how = sys.argv[1:5]
+    processes = int(sys.argv[5]) if len(sys.argv) > 5 else 1
+    skew_s = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
     folder = Path(text)
-    children = [fork(partial(want, uri, folder, number, how)) for number in range(int(hosts))]
+    children = [
+        fork(partial(want, uri, folder, number, how, skew_s))
+        for number in range(int(hosts))
+        for _ in range(processes)
+    ]
+    while not lines(folder / "builds"):
+        time.sleep(0.01)
+    leader = int(lines(folder / "builds")[0])
     if how == "kill":
-        while not lines(folder / "builds"):
-            time.sleep(0.01)
-        leader = int(lines(folder / "builds")[0])
         os.kill(leader, signal.SIGKILL)
         children.remove(leader)
         os.waitpid(leader, 0)
+    elif how == "pause":
+        os.kill(leader, signal.SIGSTOP)
+        while len(lines(folder / "engines")) < processes:
+            time.sleep(0.01)
+        os.kill(leader, signal.SIGCONT)
     failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
     answer = {"builds": len(lines(folder / "builds")), "engines": lines(folder / "engines")}
     print(json.dumps(answer))  # noqa: T201  a script's answer

@@ -292,22 +292,15 @@ def run_hosts(uri: str, folder: Path, hosts: int, *how: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("uri", ["folder", "moto"], indirect=True)
-def test_hosts_that_build_one_key_through_one_tier_build_it_once(
-    uri: str, tmp_path: Path
+@pytest.mark.parametrize("processes", [2, pytest.param(16, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("how", ["live", "kill", "pause"])
+def test_hosts_whose_clocks_differ_publish_one_engine_whatever_happens_to_the_builder(
+    uri: str, processes: int, how: str, tmp_path: Path
 ) -> None:
-    answer = run_hosts(f"{uri}&write=yes", tmp_path, 4, "live")
-    assert answer["builds"] == 1
-    assert len(answer["engines"]) == 4
-    assert len(set(answer["engines"])) == 1
-
-
-@pytest.mark.parametrize("uri", ["folder", "moto"], indirect=True)
-def test_when_the_host_that_builds_is_killed_another_takes_over(
-    uri: str, tmp_path: Path
-) -> None:
-    answer = run_hosts(f"{uri}&write=yes", tmp_path, 3, "kill")
-    assert answer["builds"] == 2
-    assert len(answer["engines"]) == 2
+    """C4: three hosts, clocks five minutes apart; who builds lives, dies, or is stopped."""
+    answer = run_hosts(f"{uri}&write=yes", tmp_path, 3, how, str(processes), "300")
+    assert answer["builds"] == {"live": 1, "kill": 2, "pause": 2}[how]
+    assert len(answer["engines"]) == 3 * processes - (how == "kill")
     assert len(set(answer["engines"])) == 1
 
 
