@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -806,6 +806,33 @@ def load(attempt: Attempt, f: Forge, folder: Path) -> str:
     return "loaded"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one try: the code, and whether it was remembered as loaded."""
+
+    code: str
+    memory_changed: bool
+
+
+def ordered() -> list[str]:
+    """Return the names of the cases by the check that refuses them."""
+    return [name for name, _ in sorted(CASES.items(), key=lambda each: each[1][0])]
+
+
+def attempt(name: str, store: Path, own: Path) -> Outcome:
+    """Try one case, or the ``good`` engine, with a copy of ``store`` in the new folder ``own``."""
+    own.mkdir(parents=True)
+    shutil.copytree(store, own / "store")
+    f = forge(own / "store")
+    shutil.rmtree(f.store.top / "built", ignore_errors=True)
+    shutil.rmtree(f.store.top / "att", ignore_errors=True)
+    tried = CASES[name][1](f) if name in CASES else f.attempt()
+    code = load(tried, f, own)
+    memory = own / "state" / "releases.json"
+    after = memory.read_bytes() if memory.exists() else None
+    return Outcome(code=code, memory_changed=after != tried.seen)
+
+
 def main(store: str, folder: str) -> None:
     """Try all cases, the good one last, and print what each did."""
     events: list[str] = []
@@ -819,25 +846,13 @@ def main(store: str, folder: str) -> None:
 
     sys.addaudithook(watch)
     found: dict[str, object] = {}
-    cases = {
-        name: make for name, (_, make) in sorted(CASES.items(), key=lambda each: each[1][0])
-    }
-    for name in {**cases, "good": lambda f: f.attempt()}:
-        own = Path(folder) / name
-        own.mkdir()
-        shutil.copytree(store, own / "store")
-        f = forge(own / "store")
-        shutil.rmtree(f.store.top / "built", ignore_errors=True)
-        shutil.rmtree(f.store.top / "att", ignore_errors=True)
-        attempt = CASES[name][1](f) if name in CASES else f.attempt()
+    for name in [*ordered(), "good"]:
         events.clear()
-        code = load(attempt, f, own)
-        memory = own / "state" / "releases.json"
-        after = memory.read_bytes() if memory.exists() else None
+        outcome = attempt(name, Path(store), Path(folder) / name)
         found[name] = {
-            "code": code,
+            "code": outcome.code,
             "events": list(events),
-            "memory_changed": after != attempt.seen,
+            "memory_changed": outcome.memory_changed,
         }
     sys.stdout.write(json.dumps(found))
 
