@@ -1,7 +1,8 @@
-"""Mutated ONNX files through the real command: ``fuzz.py COUNT FOLDER``.
+"""Mutated ONNX files through the real command: ``fuzz.py COUNT FOLDER [FIRST]``.
 
-Each run is a fork of a process that has the libraries loaded, so that thousands can be tried.
-Prints one JSON document: exit codes, and the seeds of what crashed, hung, or had a traceback.
+Each run is a fork of a process that has the libraries loaded, so that thousands can be tried;
+how the command is asked (precision, backend, data) changes from run to run. Prints one JSON
+document: exit codes, what was asked, and the seeds of what crashed, hung, or had a traceback.
 """
 
 from __future__ import annotations
@@ -17,57 +18,31 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.backends import graphs
+from tests.reliability.mutations import mutated, seeds
+from trtbuild.backends.distributions import version
 from trtbuild.cli import main as command
 from trtbuild.pipeline.run import run as loaded
 
-SECONDS = 60
+SECONDS = 120
+"""A run that takes longer hangs: unbroken, each takes below one."""
 TYPED = {0, 2, 3, 4, 5, 6}
+RTX = "tensorrt-rtx"
+WAYS = {
+    "fp32": (5, ["--precision", "fp32", "--backend", "onnxruntime"]),
+    "fp16": (1, ["--precision", "fp16", "--backend", "onnxruntime"]),
+    "int8": (2, ["--precision", "int8", "--backend", "onnxruntime", "--calibration", "{data}"]),
+    "rtx fp32": (1, ["--precision", "fp32", "--backend", RTX, "--arch", "sm_89"]),
+    "rtx int4": (1, ["--precision", "int4", "--backend", RTX, "--arch", "sm_89"]),
+}
 
 
-def seeds(folder: Path) -> list[bytes]:
-    """Return small models of several kinds."""
-    draw = graphs.Drawing()
-    weight = draw.constant("w", np.ones((4, 4), np.float32))
-    product = draw.save(
-        folder / "p.onnx", draw.node("MatMul", ["x", weight], "m"), ("batch", 4)
-    )
-    models = [product, graphs.chain(folder / "c.onnx", ["a", "b"])]
-    models.append(graphs.residual(folder / "r.onnx", None))
-    return [graph.path.read_bytes() for graph in models]
-
-
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    """Return ``data`` with a few bits, bytes, cuts, copies or long varints changed."""
-    out = bytearray(data)
-    for _ in range(draw.choice((1, 1, 2, 4, 16))):
-        at = draw.randrange(len(out))
-        what = draw.randrange(6)
-        if what == 0:
-            out[at] ^= 1 << draw.randrange(8)
-        elif what == 1:
-            out[at] = draw.choice((0, 1, 0x7F, 0x80, 0xFF))
-        elif what == 2:
-            del out[at : at + draw.randrange(1, 32)]
-        elif what == 3:
-            out[at:at] = out[at : at + draw.randrange(1, 64)]
-        elif what == 4:
-            out[at:at] = b"\xff" * 9 + b"\x01"
-        else:
-            del out[max(at, 1) :]
-        if not out:
-            out = bytearray(b"\0")
-    return bytes(out)
-
-
-def one(path: Path, store: Path, log: Path) -> None:
+def one(arguments: list[str], store: Path, log: Path) -> None:
     """Run the command in this process, which ends with it."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     signal.alarm(SECONDS)
-    sys.argv = ["trtbuild", "engine", str(path), "--precision", "fp32"]
-    sys.argv += ["--backend", "onnxruntime", "--store", str(store), "-q"]
+    sys.argv = ["trtbuild", "engine", *arguments, "--store", str(store), "-q"]
     code: object = 1
     try:
         command()
@@ -80,31 +55,45 @@ def one(path: Path, store: Path, log: Path) -> None:
     os._exit(code if isinstance(code, int) else 1)
 
 
+def data(folder: Path) -> Path:
+    """Return calibration data that fits the input ``x`` of some of the models."""
+    path = folder / "data.npz"
+    np.savez(path, x=np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32))
+    return path
+
+
 def main() -> None:
     assert callable(loaded)  # so that each fork has it
     count, folder = int(sys.argv[1]), Path(sys.argv[2])
-    models = seeds(folder)
+    first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    models, samples = seeds(folder), data(folder)
+    known = {name: way for name, way in WAYS.items() if RTX not in way[1] or version(RTX)}
+    weights = [weight for weight, _ in known.values()]
     codes: collections.Counter[int] = collections.Counter()
+    asked: collections.Counter[str] = collections.Counter()
     bad: dict[str, list[str]] = {"crashed": [], "hung": [], "untyped": []}
-    for seed in range(count):
+    for seed in range(first, first + count):
         draw = random.Random(seed)  # noqa: S311  no secret
         path = folder / "m.onnx"
-        path.write_bytes(mutated(draw.choice(models), draw))
+        path.write_bytes(mutated(models, draw))
+        (way,) = draw.choices(list(known), weights)
+        arguments = [str(path), *(each.format(data=samples) for each in known[way][1])]
         log = folder / "log"
         child = os.fork()
         if not child:
-            one(path, folder / "store", log)
-        status = os.waitpid(child, 0)[1]
-        code = os.waitstatus_to_exitcode(status)
+            one(arguments, folder / "store", log)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         codes[code] += 1
+        asked[way] += 1
         text = log.read_text(errors="replace")
         if code == -signal.SIGALRM:
-            bad["hung"].append(str(seed))
+            bad["hung"].append(f"{seed} {way}")
         elif code < 0:
-            bad["crashed"].append(f"{seed}: {signal.Signals(-code).name}")
-        elif code not in TYPED or "Traceback" in text:
-            bad["untyped"].append(f"{seed}: {text[-300:]}")
-    print(json.dumps({"codes": {str(code): n for code, n in sorted(codes.items())}, **bad}))  # noqa: T201  a script's answer
+            bad["crashed"].append(f"{seed} {way}: {signal.Signals(-code).name}")
+        elif code not in TYPED or "Traceback" in text or (code and not text.strip()):
+            bad["untyped"].append(f"{seed} {way} ({code}): {text[-300:]}")
+    counted = {str(code): n for code, n in sorted(codes.items())}
+    print(json.dumps({"codes": counted, "asked": asked, **bad}))  # noqa: T201  a script's answer
 
 
 if __name__ == "__main__":

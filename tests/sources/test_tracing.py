@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,3 +156,21 @@ def test_asking_for_a_version_counts_as_nothing(tmp_path: Path) -> None:
     dependencies = trace_factory(tmp_path, body)
     assert names(dependencies) == {"net.py"}
     assert dependencies.folders == ()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no file system in memory here")  # noqa: S108  where Linux has it
+def test_files_of_the_file_system_in_memory_count_as_any_others() -> None:
+    """It lies below /dev, of which nothing else is the user's: a changed model was a hit."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = Path(name)
+        (folder / "weights.bin").write_bytes(b"1")
+        dependencies = trace_factory(folder, "return (HERE / 'weights.bin').read_bytes()")
+        assert names(dependencies) == {"net.py", "weights.bin"}
+        edit_weights(folder)
+        assert "weights.bin has changed" in changed(dependencies)
+
+
+def test_files_that_an_administrator_wrote_count_and_devices_do_not(tmp_path: Path) -> None:
+    body = "open('/dev/null').close()\nopen('/proc/self/stat').close()\n"
+    body += "return Path('/etc/passwd').read_text()"
+    assert names(trace_factory(tmp_path, body)) == {"net.py", "passwd"}

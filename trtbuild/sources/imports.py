@@ -27,13 +27,17 @@ _OURS = str(Path(__file__).resolve().parents[1])
 _LAUNCHERS = os.path.join(sys.prefix, "bin")  # noqa: PTH118  paths here are text
 """The commands of this environment, of which one started this process."""
 
-_SYSTEM = ("/proc", "/sys", "/dev", "/etc")
+_SYSTEM = ("/proc", "/sys", "/dev")
+_MEMORY = "/dev/shm"  # noqa: S108  named, not written to
+"""A file system for everybody's files that Linux keeps among the devices."""
 
 _METADATA_SUFFIXES = (".dist-info", ".egg-info", ".pth")
 
 
 def is_system_file(path: str) -> bool:
     """Tell whether a file is Python's, the system's, trtbuild's or only a cache of another."""
+    if _below(path, (_MEMORY,)):
+        return False
     if path.endswith((".pyc", ".pyo")) or _below(path, (_OURS, _LAUNCHERS, *_SYSTEM)):
         return True
     return installed_top(path) is None and _below(path, _standard_folders())
