@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _INLINE_LIMIT_BYTES = 1 << 30
 """Weights above this go beside the file; protobuf itself ends at 2 GiB."""
 
+_OPEN_SIZE = -1
+
 _REASON_CHARACTERS = 300
 """Reasons quote whole nodes; the beginning says what is wrong."""
 
@@ -138,7 +140,16 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: the name {bad!r} in the graph is no UTF-8 text; the file is damaged. "
             f"Export or copy it again"
         )
+    _open_axes(proto.graph)
     return proto
+
+
+def _open_axes(graph: onnx.GraphProto) -> None:
+    """Give open axes that the exporter wrote as the size -1 (older ones do) no size instead."""
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value == _OPEN_SIZE:
+                dim.ClearField("dim_value")
 
 
 def _texts(graph: onnx.GraphProto) -> Iterator[object]:

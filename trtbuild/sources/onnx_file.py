@@ -68,6 +68,7 @@ def checked_graph(path: Path) -> Graph:
     if path.stat().st_size == 0:
         raise SourceError(f"{path}: the file is empty; export or copy the model again")
     graph = read_graph(path)
+    _check_input_sizes(graph)
     try:
         modern = _modern(path)
         onnx.checker.check_model(str(path) if modern is None else modern, full_check=True)
@@ -81,6 +82,15 @@ def checked_graph(path: Path) -> Graph:
         ) from error
     _check_external_sizes(model, path)
     return graph
+
+
+def _check_input_sizes(graph: Graph) -> None:
+    for spec in graph.inputs:
+        if any(isinstance(size, int) and size < 1 for size in spec.shape):
+            raise SourceError(
+                f"{graph.path}: input {spec.name!r} has the shape {list(spec.shape)}; expected "
+                f"sizes of 1 and more. Export the model again, an open axis with a name"
+            )
 
 
 def _modern(path: Path) -> onnx.ModelProto | None:
