@@ -233,6 +233,14 @@ def break_dimension(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[0] = -64
 
 
+def break_typed_type(model: onnx.ModelProto) -> None:
+    """Let the numbers stand where those of another type belong; onnx-ir asserts on it."""
+    break_typed_length(model)
+    model.graph.initializer[0].data_type = TensorProto.COMPLEX64
+    model.graph.initializer[0].int32_data.append(1)
+    model.graph.initializer[0].ClearField("float_data")
+
+
 def break_input_type(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = 99
 
@@ -242,6 +250,7 @@ def break_input_type(model: onnx.ModelProto) -> None:
     [
         break_length,
         break_typed_length,
+        break_typed_type,
         break_element_type,
         break_dimension,
         break_input_type,

@@ -133,6 +133,10 @@ def bad_types(folder: Path) -> None:
     write(folder, proto)
 
 
+def bad_size(folder: Path) -> None:
+    write(folder, model(inline(), batch=0))
+
+
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
@@ -148,6 +152,7 @@ def bad_types(folder: Path) -> None:
         (bad_link, "outside"),
         (bad_operator, "MatMull"),
         (bad_types, "m.onnx"),
+        (bad_size, "input 'x' has the shape [0, 3]"),
     ],
 )
 def test_a_broken_file_is_a_source_error(
@@ -179,6 +184,18 @@ def test_flipped_bytes_are_an_error_or_a_model_but_never_anything_else(tmp_path:
         except SourceError:
             refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("weights", ["inline", "external"])
+def test_an_open_axis_that_is_written_as_minus_one_is_open(
+    weights: str, tmp_path: Path
+) -> None:
+    """Exporters that know no names for axes write so; ONNX Runtime reads it so."""
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.tobytes())
+    write(tmp_path, model(inline() if weights == "inline" else external("w.bin"), batch=-1))
+    assert onnx_file.export(request(tmp_path, (profile(1, 8),))).inputs[0].shape == ("?", 3)
+    given = {"x": np.ones((5, 3), np.float32)}
+    assert onnx_file.reference("m.onnx", tmp_path).run(given)["y"].shape == (5, 3)
 
 
 def test_a_fixed_axis_cannot_vary(tmp_path: Path) -> None:

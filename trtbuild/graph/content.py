@@ -190,9 +190,11 @@ def _packed(tensor: onnx.TensorProto, what: str) -> bytes:
     """Return the bytes of a tensor that is stored in a typed field."""
     try:
         return bytes(ir.serde.deserialize_tensor(tensor).tobytes())
-    except (ValueError, TypeError, OverflowError) as error:
+    except (AssertionError, ValueError, TypeError, OverflowError) as error:
+        kind = ir.DataType(tensor.data_type).name
+        reason = str(error) or f"they stand in the field of another type than {kind}"
         raise SourceError(
-            f"{what} has data that do not fit its type and shape {list(tensor.dims)}: {error}. "
+            f"{what} has data that do not fit its type and shape {list(tensor.dims)}: {reason}. "
             f"Export the model again"
         ) from error
 
