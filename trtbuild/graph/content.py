@@ -194,8 +194,8 @@ def _packed(tensor: onnx.TensorProto, what: str) -> bytes:
         kind = ir.DataType(tensor.data_type).name
         reason = str(error) or f"they stand in the field of another type than {kind}"
         raise SourceError(
-            f"{what} has data that do not fit its type and shape {list(tensor.dims)}: {reason}. "
-            f"Export the model again"
+            f"{what} has data that do not fit its type and shape {list(tensor.dims)}: "
+            f"{reason}. Export the model again"
         ) from error
 
 
