@@ -209,12 +209,22 @@ class _Build:
         return self._runtime.deserialize_cuda_engine(engine)
 
     def _serialize(self) -> bytes:
-        """Build, and return the engine's bytes after a look at their header."""
+        """Build, and return the engine's bytes after a look at their header.
+
+        Errors are logged for kernels too that a build goes on without: only a build that gives
+        nothing has failed, the errors of any other are findings.
+        """
         PROGRESS.debug("building the engine")
-        self._messages.errors.clear()
+        messages = self._messages
+        messages.errors.clear()
+        messages.times_tactics = True
         plan = self._builder.build_serialized_network(self._network, self._config)
-        if plan is None or self._messages.errors:
-            raise self._refusal.error("cannot build the model", self._messages.errors)
+        messages.times_tactics = False
+        if plan is None:
+            reasons = (*messages.errors, messages.degraded.last_full)
+            raise self._refusal.error("cannot build the model", reasons)
+        messages.warnings += messages.errors
+        messages.errors.clear()
         engine = bytes(plan)
         problem = trt_plan.problem(engine, self._target)
         if problem:
