@@ -74,6 +74,17 @@ def test_a_file_of_times_is_used_from_the_recipes_folder_and_is_not_in_the_key(
 
 
 @pytest.mark.usefixtures("_hopper")
+def test_an_engine_for_windows_is_for_that_system_and_does_not_run_here(tmp_path: Path) -> None:
+    recipe = models.recipe(tmp_path, "tensorrt")
+    build = msgspec.structs.replace(recipe.build, options={"runtime_platform": "windows_amd64"})
+    (found,) = plan_targets(msgspec.structs.replace(recipe, build=build), strict=False).planned
+    assert found.target.os == "windows-AMD64"
+    assert "built for Windows" in found.cannot_run
+    (here,) = plan(tmp_path, "auto").planned
+    assert (here.target.os, here.cannot_run) == (HOPPER.os, "")
+
+
+@pytest.mark.usefixtures("_hopper")
 def test_times_are_kept_apart_by_gpu_library_and_flags(tmp_path: Path, store: Store) -> None:
     (one,) = plan(tmp_path, "auto").planned
     settings = tuple(sorted({**dict(one.settings), "strict_nans": True}.items()))

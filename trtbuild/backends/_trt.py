@@ -21,7 +21,7 @@ from trtbuild.backends import (
     trt_settings,
 )
 from trtbuild.backends.job import PROGRESS
-from trtbuild.backends.trt_api import api
+from trtbuild.backends.trt_api import api, load_lean
 from trtbuild.backends.trt_config import Settings
 from trtbuild.backends.trt_layers import read_layers
 from trtbuild.backends.trt_log import Refusal
@@ -144,6 +144,8 @@ class _Build:
             BuildError: TensorRT refused one, or uses another value.
         """
         config = self._config
+        if trt_settings.brings_code(self._values):
+            load_lean()
         if hasattr(config, "num_compute_capabilities"):
             self._name_capability()
         self._settings.apply(self._values)

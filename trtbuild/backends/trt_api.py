@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.backends.trt_log import Messages
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+_LEAN_LIBRARIES = "tensorrt_lean_libs"
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -55,6 +58,16 @@ class Api:
 def api(backend: str) -> Api:
     """Import the flavor of a backend (``tensorrt`` or ``tensorrt-rtx``) and return it."""
     return Api(backend, importlib.import_module(_MODULES[backend]))
+
+
+def load_lean() -> None:
+    """Load the lean runtime's library, if its package is here, for the builder to find.
+
+    A builder puts it into version-compatible engines and asks the linker for it by its bare
+    name, which finds what a process has loaded. The package of libraries has no bindings.
+    """
+    if importlib.util.find_spec(_LEAN_LIBRARIES) is not None:
+        importlib.import_module(_LEAN_LIBRARIES)
 
 
 def _logger(trt: ModuleType, messages: Messages) -> object:

@@ -74,6 +74,17 @@ _REMEDIES = (
     ("workspace memory", _WORKSPACE),
     ("insufficient workspace", _WORKSPACE),
     ("try increasing the workspace", _WORKSPACE),
+    (
+        "libnvinfer_lean",
+        "pip install tensorrt-lean of the same version, or set exclude_lean_runtime",
+    ),
+    (
+        "libnvinfer_builder_resource_win",
+        (
+            "install TensorRT's Debian package libnvinfer-win-builder-resource or its archive, "
+            "with that library's folder in LD_LIBRARY_PATH; or leave runtime_platform out"
+        ),
+    ),
     ("graph_jit.cpp", _REFIT),
     ("has no setting", "leave it out, or install a version of TensorRT that has it"),
     ("did not take", "choose a value that it keeps"),

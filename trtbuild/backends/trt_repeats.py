@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtbuild.backends import runtime
+from trtbuild.backends import gpu, runtime
+from trtbuild.backends.session import Attached, SessionOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +37,19 @@ def measure(engines: Sequence[bytes], request: BuildRequest) -> list[list[float]
         MissingBackendError: engines cannot run here.
     """
     module = runtime(request.target.backend)
-    sessions = [module.open_session(engine, request.target) for engine in engines]
+    settings = dict(request.settings)
+    options = SessionOptions(
+        # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
+        allow_host_code=bool(settings.get("version_compatible")),
+        device=gpu.pci_bus_ids().index(request.gpu) if request.gpu else -1,
+    )
+    attached = Attached(
+        plugins=tuple(path.read_bytes() for path in request.plugins),
+        plugin_digests=str(settings.get("plugins", "")),
+    )
+    sessions = [
+        module.open_session(engine, request.target, options, attached) for engine in engines
+    ]
     feeds = _zeros(request)
     seconds: list[list[float]] = [[] for _ in engines]
     for turn in range(_WARM_UP + _ROUNDS):

@@ -15,6 +15,7 @@ from trtbuild.backends import (
     gpu,
     processor,
     trt_plugins,
+    trt_settings,
 )
 from trtbuild.backends.session import DEFAULT, NOTHING, Plan
 from trtbuild.engine import Value
@@ -138,7 +139,7 @@ def version_misfit(manifest: Manifest, library: Library, *, allow_host_code: boo
     reason = compatibility.refusal(built_with, library.version, version_compatible=compatible)
     if reason:
         return reason
-    brings_code = compatible and not settings.get("exclude_lean_runtime")
+    brings_code = trt_settings.brings_code(settings)
     if brings_code and not library.lean and not allow_host_code:
         return (
             "a version-compatible engine brings its own runtime, code for the processor: "

@@ -220,6 +220,12 @@ def problem(settings: Mapping[str, Setting]) -> str:
     return "; ".join(found)
 
 
+def brings_code(settings: Mapping[str, Setting]) -> bool:
+    """Return whether an engine of these settings holds code for the processor: a runtime."""
+    compatible = bool(settings.get("version_compatible"))
+    return compatible and not settings.get("exclude_lean_runtime")
+
+
 def libraries(plugins: str, folder: Path) -> tuple[Path, ...]:
     """Return the files of the setting ``plugins``; relative ones start from ``folder``."""
     return tuple(folder / word for word in plugins.split(os.pathsep) if word)
