@@ -17,15 +17,16 @@ from trtbuild.backends import (
     tensorrt_rtx,
     trt_precision,
     trt_preflight,
+    trt_repeats,
+    trt_session,
     trt_settings,
 )
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.trt_log import Messages, Refusal
 from trtbuild.backends.trt_progress import Phases
-from trtbuild.backends.trt_repeats import fastest
 from trtbuild.backends.trt_timing import merge
 from trtbuild.engine import Precision, Target
-from trtbuild.errors import BuildError
+from trtbuild.errors import BuildError, MissingBackendError
 from trtbuild.recipe import Limits
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def test_a_setting_without_effect_is_refused(
         ({"exclude_lean_runtime": True}, "needs version_compatible"),
         ({"gpu_fallback": True}, "set dla_core too"),
         ({"build_repeats": 0}, "expected a number from 1 to"),
+        ({"build_repeats": 2, "timing_cache": "pinned"}, "a pinned timing_cache forbids that"),
+        ({"build_repeats": 2, "timing_cache": "pinned:abc"}, "leave one"),
+        ({"build_repeats": 2, "runtime_platform": "windows_amd64"}, "cannot measure here"),
+        ({"build_repeats": 2, "version_compatible": True}, ""),
+        ({"build_repeats": 1, "timing_cache": "pinned"}, ""),
         ({"optimization_level": 9}, "optimization_level = 9: expected a number from 0 to 5"),
         ({"optimization_level": -1}, "from 0 to 5"),
         ({"workspace_mib": -5}, "workspace_mib = -5: expected a number from 1"),
@@ -245,7 +251,18 @@ def test_phases_tell_how_far_a_build_is() -> None:
 
 
 def test_of_several_engines_the_least_median_wins() -> None:
-    assert fastest([[3.0, 1.0, 3.0], [2.0, 2.0, 9.0], [2.0, 2.0, 2.0]]) == 1
+    assert trt_repeats.fastest([[3.0, 1.0, 3.0], [2.0, 2.0, 9.0], [2.0, 2.0, 2.0]]) == 1
+
+
+def test_repeats_are_refused_before_they_are_built_where_nothing_measures_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target(backend="tensorrt", arch="sm_90", os="linux-x86_64")
+    monkeypatch.setattr(trt_session, "lacks", lambda *_: "pip install 'x'")
+    with pytest.raises(MissingBackendError, match=r"build_repeats measures.*pip install 'x'"):
+        trt_repeats.require(target)
+    monkeypatch.setattr(trt_session, "lacks", lambda *_: "")
+    trt_repeats.require(target)
 
 
 def test_without_tensorrt_or_a_gpu_the_reason_says_what_to_do(

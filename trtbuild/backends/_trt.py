@@ -174,6 +174,7 @@ class _Build:
             engine = self._serialize()
             self._timing.save(self._config)
             return engine
+        trt_repeats.require(self._target)
         engines = []
         for index in range(repeats):
             PROGRESS.debug("building engine %d of %d", index + 1, repeats)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtbuild.backends import gpu, runtime
+from trtbuild.backends import gpu, runtime, trt_session
 from trtbuild.backends.session import Attached, SessionOptions
+from trtbuild.errors import MissingBackendError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trtbuild.backends.job import BuildRequest
+    from trtbuild.engine import Target
 
 _WARM_UP = 5
 _ROUNDS = 50
@@ -26,6 +28,18 @@ def fastest(seconds: Sequence[Sequence[float]]) -> int:
     """Return the index of the engine with the least median; of equals the first built."""
     medians = [statistics.median(times) for times in seconds]
     return medians.index(min(medians))
+
+
+def require(target: Target) -> None:
+    """Refuse to build several engines where none could be measured afterwards.
+
+    Raises:
+        MissingBackendError: something is not installed; the message says what to install.
+    """
+    reason = trt_session.lacks(target.backend, trt_session.here(target.backend))
+    if reason:
+        message = f"{target}: build_repeats measures the engines: {reason}, or leave it out"
+        raise MissingBackendError(message)
 
 
 def measure(engines: Sequence[bytes], request: BuildRequest) -> list[list[float]]:

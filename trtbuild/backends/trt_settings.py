@@ -211,13 +211,30 @@ def problem(settings: Mapping[str, Setting]) -> str:
         found.append(f"{' and '.join(refits)} exclude each other: leave one")
     if values["strip_plan"] and not refits:
         found.append("strip_plan takes out weights that only a refit puts back: set refit too")
-    if values["strip_plan"] and int(values["build_repeats"]) > 1:
-        found.append("strip_plan leaves engines that build_repeats cannot measure: leave one")
+    if int(values["build_repeats"]) > 1:
+        found += _unrepeatable(values)
     if values["exclude_lean_runtime"] and not values["version_compatible"]:
         found.append("exclude_lean_runtime needs version_compatible: set it too")
     if values["gpu_fallback"] and int(values["dla_core"]) < 0:
         found.append("gpu_fallback is for engines on DLA: set dla_core too")
     return "; ".join(found)
+
+
+def _unrepeatable(values: Mapping[str, Setting]) -> list[str]:
+    """Return why several engines of these settings cannot be built and compared."""
+    found = []
+    if values["strip_plan"]:
+        found.append("strip_plan leaves engines that build_repeats cannot measure: leave one")
+    if values["runtime_platform"] != OPTIONS["runtime_platform"]:
+        found.append(
+            "runtime_platform makes engines that build_repeats cannot measure here: leave one"
+        )
+    if str(values["timing_cache"]).startswith("pinned"):
+        found.append(
+            "build_repeats times kernels anew for each engine, a pinned timing_cache forbids "
+            "that: leave one"
+        )
+    return found
 
 
 def brings_code(settings: Mapping[str, Setting]) -> bool:
