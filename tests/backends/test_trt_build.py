@@ -12,6 +12,7 @@ import pytest
 
 from tests.backends import building, graphs
 from trtbuild.backends import (
+    distributions,
     gpu,
     tensorrt,
     tensorrt_rtx,
@@ -151,6 +152,31 @@ def test_what_stands_at_quantizers_has_their_type(tmp_path: Path) -> None:
     model = onnx.load(graph.path)
     assert trt_precision.types_of_nodes(model) == {"relu": "FLOAT"}
     assert trt_precision.flags_of(model) == ("INT8", "OBEY_PRECISION_CONSTRAINTS")
+
+
+def test_scales_that_an_old_version_misreads_are_named() -> None:
+    def model(kind: int) -> onnx.ModelProto:
+        scale = onnx.helper.make_tensor("s", kind, [], [0.5])
+        nodes = [
+            onnx.helper.make_node("QuantizeLinear", ["x", "s"], ["q"], name="quantize"),
+            onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["y"], name="back"),
+        ]
+        made = _model(nodes, ("x", kind), ("y", kind))
+        made.graph.initializer.append(scale)
+        return made
+
+    assert trt_precision.unreadable_scale(model(onnx.TensorProto.FLOAT16)) == "quantize"
+    assert trt_precision.unreadable_scale(model(onnx.TensorProto.FLOAT)) == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "rest"), [("8.6.1", "fp32"), ("10.13.0", "fp16"), ("", "fp16")]
+)
+def test_an_old_version_gets_scales_that_it_can_read(
+    version: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributions, "version", lambda _: version)
+    assert tensorrt.rest() == rest
 
 
 def test_types_that_an_old_version_lacks_are_named() -> None:

@@ -302,6 +302,13 @@ class _Build:
                 "for fp16 or int8",
                 [],
             )
+        scaled = trt_precision.unreadable_scale(staged.model)
+        if scaled:
+            raise self._refusal.error(
+                f"reads the scales of Q/DQ as float32, and {staged.original(scaled)!r} has "
+                "another type: ask for --rest fp32, or install TensorRT 10 or newer",
+                [],
+            )
 
     def _check_io(self, what: str, tensors: list[Any], expected: dict[str, str]) -> None:
         found = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trtbuild.backends.job import BuildRequest
-    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Setting
+    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Rest, Setting
     from trtbuild.graph import Graph
 
 __all__ = ["OPTIONS", "RESTS", "SCHEME", "SCHEMES", "WEIGHTS"]
@@ -51,6 +51,12 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     here = gpu.gpus()
     wanted = archs or tuple(dict.fromkeys(each.arch for each in here)) or ("gpu",)
     return tuple(_availability(arch, here) for arch in wanted)
+
+
+def rest() -> Rest:
+    """Return what computes around quantized layers; 8.6 reads only the scales of FP32."""
+    library = distributions.version(_layout()[0])
+    return "fp32" if library.startswith("8.") else RESTS[0]
 
 
 def cannot_compute(arch: str, precision: Precision) -> str:
