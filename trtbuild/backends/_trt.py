@@ -13,14 +13,15 @@ from trtbuild.backends import (
     staging,
     trt_inspector,
     trt_plan,
-    trt_plugins,
     trt_precision,
     trt_progress,
     trt_refit,
     trt_repeats,
+    trt_session,
     trt_settings,
 )
 from trtbuild.backends.job import PROGRESS
+from trtbuild.backends.session import Attached
 from trtbuild.backends.trt_api import api, load_lean
 from trtbuild.backends.trt_config import Settings
 from trtbuild.backends.trt_layers import read_layers
@@ -64,19 +65,11 @@ class _Build:
             MissingBackendError: a library cannot be loaded.
             TrustError: a library is not the one of the key.
         """
-        if "plugins" not in self._values:
-            return
-        self._trt.init_libnvinfer_plugins(self._api.logger, "")
-        registry = self._builder.get_plugin_registry()
-
-        def register(path: str) -> bool:
-            self._messages.errors.clear()
-            handle = registry.load_library(path)
-            return handle is not None and not self._messages.errors
-
-        libraries = [path.read_bytes() for path in self._request.plugins]
-        wanted = str(self._values["plugins"])
-        trt_plugins.load(libraries, wanted, register, str(self._request.graph.path))
+        attached = Attached(
+            plugins=tuple(path.read_bytes() for path in self._request.plugins),
+            plugin_digests=str(self._values.get("plugins", "")),
+        )
+        trt_session.load_plugins(self._api, attached, str(self._request.graph.path))
 
     def refitted(self, staged: Staged) -> tuple[bytes, str]:
         """Return the donor's engine with the weights of the staged model.

@@ -230,18 +230,24 @@ def open_session(
 def load_plugins(found: Api, attached: Attached, what: str) -> None:
     """Load the plug-in libraries of ``what``, TensorRT's own before them.
 
+    TensorRT's own are loaded for each of its engines: the parser makes some operators of ONNX
+    to plug-ins, which nobody named. The registry is the process's: that of a builder is seen by
+    its builder alone, and not by the runtimes that open its engines.
+
     Raises:
         MissingBackendError: one cannot be loaded.
         TrustError: one is not the one of the key.
     """
+    trt, messages = found.trt, found.messages
+    if found.backend == _TENSORRT:
+        trt.init_libnvinfer_plugins(found.logger, "")
     if not (attached.plugins or attached.plugin_digests):
         return
-    trt = found.trt
-    trt.init_libnvinfer_plugins(found.logger, "")
 
     def register(path: str) -> bool:
-        registry = trt.get_plugin_registry()
-        return registry.load_library(path) is not None
+        messages.errors.clear()
+        handle = trt.get_plugin_registry().load_library(path)
+        return handle is not None and not messages.errors
 
     trt_plugins.load(attached.plugins, attached.plugin_digests, register, what)
 
