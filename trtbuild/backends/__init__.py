@@ -115,8 +115,8 @@ class Backend(Protocol):
 class Runtime(Protocol):
     """What a runtime module offers."""
 
-    def cannot_run(self, target: Target) -> str:
-        """Return why an engine for ``target`` cannot run here, or an empty string."""
+    def cannot_run(self, target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -> str:
+        """Return why an engine of ``settings`` for ``target`` cannot run here, or nothing."""
 
     def preflight(self, manifest: Manifest, options: SessionOptions) -> None:
         """Refuse, before any byte of it is read, an engine that this machine cannot run.

@@ -111,10 +111,8 @@ def misfit(target: Target, settings: Mapping[str, Setting], machine: Machine) ->
             f"the engine holds kernels chosen on another model, {target.device}, this machine "
             f"has {', '.join(models)}: build it for this one, or with hardware_compatible"
         )
-    if settings.get("hardware_compatible") == "ampere_plus" and any(
-        _number(arch) >= max(_AMPERE, _number(target.arch)) for arch in archs
-    ):
-        return ""
+    if settings.get("hardware_compatible") == "ampere_plus" and any(map(_is_ampere, archs)):
+        return ""  # on all of them, also on those before the one that built it
     return (
         f"the engine is for {target.arch}, this machine's GPU is {', '.join(archs)}: build "
         "for it, or move"
@@ -149,10 +147,10 @@ def version_misfit(manifest: Manifest, library: Library, *, allow_host_code: boo
     return ""
 
 
-def cannot_run(target: Target) -> str:
-    """Return why an engine for ``target`` cannot run here, or an empty string."""
+def cannot_run(target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -> str:
+    """Return why an engine of ``settings`` for ``target`` cannot run here, or nothing."""
     machine = here(target.backend)
-    return lacks(target.backend, machine) or misfit(target, {}, machine)
+    return lacks(target.backend, machine) or misfit(target, dict(settings), machine)
 
 
 def preflight(manifest: Manifest, options: SessionOptions) -> None:
@@ -213,18 +211,29 @@ def open_session(
         raise MissingBackendError(reason)
     from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
 
-    archs = [arch for arch, _ in machine.gpus]
-    index = options.device
-    if index < 0:
-        wanted = (target.arch, target.device)
-        index = archs.index(target.arch) if target.arch in archs else 0
-        if wanted in machine.gpus:
-            index = machine.gpus.index(wanted)
+    index = place(target, options, machine)
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
     labels = {"backend": target.backend, "arch": target.arch}
     plan = Plan(engine=engine, weights=attached.weights)
     return trt_device.open_engine(plan, index, found, options, labels)
+
+
+def place(target: Target, options: SessionOptions, machine: Machine) -> int:
+    """Return the place of the GPU that an engine is opened on, in the driver's order.
+
+    It is the one that ``options`` name, else the first of the engine's model, else of its
+    architecture, else, for an engine that runs on several, the first that is new enough.
+    """
+    if options.device >= 0:
+        return options.device
+    archs = [arch for arch, _ in machine.gpus]
+    wanted = (target.arch, target.device)
+    if wanted in machine.gpus:
+        return machine.gpus.index(wanted)
+    if target.arch in archs:
+        return archs.index(target.arch)
+    return next((index for index, arch in enumerate(archs) if _is_ampere(arch)), 0)
 
 
 def load_plugins(found: Api, attached: Attached, what: str) -> None:
@@ -273,5 +282,5 @@ def _library(backend: str) -> Library | None:
     return None
 
 
-def _number(arch: str) -> int:
-    return int(arch.partition("_")[2] or 0)
+def _is_ampere(arch: str) -> bool:
+    return int(arch.partition("_")[2] or 0) >= _AMPERE

@@ -34,7 +34,7 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
         StoreError: the engine's bytes are lost or damaged.
     """
     target = manifest.preimage.target
-    reason = runtime(target.backend).cannot_run(target)
+    reason = runtime(target.backend).cannot_run(target, manifest.preimage.settings)
     if reason:
         raise MissingBackendError(
             f"--times: the engine is for {target}, and layers are timed where it runs. {reason}"

@@ -191,8 +191,9 @@ def _runnable(store: Store, pins: list[Pin]) -> tuple[Record, Pin]:
     reasons = []
     for pin in pins:
         record = find_engine(store, pin.engine)
-        target = record.read(Manifest).preimage.target
-        reason = runtime(target.backend).cannot_run(target)
+        preimage = record.read(Manifest).preimage
+        target = preimage.target
+        reason = runtime(target.backend).cannot_run(target, preimage.settings)
         if not reason:
             return record, pin
         reasons.append(f"{target}: {reason}")
