@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,8 @@ from trtbuild.errors import MissingBackendError, TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy.typing as npt
 
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.backends.trt_api import Api
@@ -205,18 +207,51 @@ def open_session(
         BuildError: a tensor has a type or layout that NumPy lacks.
     """
     del profiles
+    found, index = prepared(target, options, attached)
+    from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
+
+    labels = {"backend": target.backend, "arch": target.arch}
+    plan = Plan(engine=engine, weights=attached.weights)
+    return trt_device.open_engine(plan, index, found, options, labels)
+
+
+def layer_ms(
+    engine: bytes,
+    target: Target,
+    options: SessionOptions,
+    attached: Attached,
+    inputs: Mapping[str, npt.NDArray[Any]],
+) -> dict[str, float]:
+    """Return the time of each layer of an engine, opened as :func:`open_session` opens it.
+
+    By the engine's own names, in milliseconds per call.
+
+    Raises:
+        MissingBackendError: as :func:`open_session`.
+        TrustError: as :func:`open_session`.
+        BuildError: the engine fails, or has outputs whose shape depends on values.
+    """
+    found, index = prepared(target, options, attached)
+    from trtbuild.backends import trt_times  # noqa: PLC0415  its imports need a driver
+
+    plan = Plan(engine=engine, weights=attached.weights)
+    return trt_times.engine_layer_ms(plan, index, found, options, inputs)
+
+
+def prepared(target: Target, options: SessionOptions, attached: Attached) -> tuple[Api, int]:
+    """Return the library, the engine's plug-ins loaded, and the place of its GPU.
+
+    Raises:
+        MissingBackendError: something is missing here, or a plug-in library cannot be loaded.
+        TrustError: a library is not the one of the key.
+    """
     machine = here(target.backend)
     reason = lacks(target.backend, machine)
     if reason or machine.library is None:
         raise MissingBackendError(reason)
-    from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
-
-    index = place(target, options, machine)
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
-    labels = {"backend": target.backend, "arch": target.arch}
-    plan = Plan(engine=engine, weights=attached.weights)
-    return trt_device.open_engine(plan, index, found, options, labels)
+    return found, place(target, options, machine)
 
 
 def place(target: Target, options: SessionOptions, machine: Machine) -> int:
