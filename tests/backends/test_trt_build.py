@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import onnx
@@ -25,7 +26,7 @@ from trtbuild.backends import (
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.trt_log import Messages, Refusal
 from trtbuild.backends.trt_progress import Phases
-from trtbuild.backends.trt_timing import merge
+from trtbuild.backends.trt_timing import TimingCache, merge
 from trtbuild.engine import Precision, Target
 from trtbuild.errors import BuildError, MissingBackendError
 from trtbuild.recipe import Limits
@@ -257,6 +258,56 @@ def test_a_timing_cache_loses_nothing_while_many_write_it(tmp_path: Path) -> Non
     assert merge(path, b"short", lambda _, more: more) == ""
     assert path.read_bytes() == before
     assert {each.name for each in tmp_path.iterdir()} <= {"cache", "cache.lock"}
+
+
+class _Caches:
+    """A configuration whose caches are refused where they begin with "old"."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return None if content.startswith(b"old") else content
+
+    def set_timing_cache(self, _cache: bytes | None, _ignore: bool) -> bool:  # noqa: FBT001  TensorRT's
+        return True
+
+    def get_timing_cache(self) -> SimpleNamespace:
+        self.asked += 1
+        return SimpleNamespace(serialize=lambda: b"new")
+
+
+def _timed(path: Path, mode: str, config: _Caches, *, meanwhile: bytes = b"") -> Messages:
+    """Build with a cache of this mode, while another build leaves its own."""
+    messages = Messages()
+    refusal = Refusal(path, "TensorRT 11.4 for sm_90", messages)
+    cache = TimingCache(mode, path, refusal)
+    trt = SimpleNamespace(BuilderFlag=SimpleNamespace(__members__={}))
+    settings: Any = SimpleNamespace(flag=lambda *_, **__: None)
+    cache.load(trt, config, settings)
+    if meanwhile:
+        path.write_bytes(meanwhile)
+    cache.save(config)
+    return messages
+
+
+def test_a_refused_timing_cache_is_replaced_though_it_was_larger(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    path.write_bytes(b"old " * 100)
+    messages = _timed(path, "auto", _Caches())
+    assert "refused and is made anew" in messages.warnings[0]
+    assert path.read_bytes() == b"new"
+    path.write_bytes(b"old " * 100)
+    _timed(path, "auto", _Caches(), meanwhile=b"old and longer " * 100)
+    assert path.read_bytes() == b"old and longer " * 100, "nobody has refused that one"
+
+
+def test_a_build_without_a_timing_cache_does_not_ask_for_one(tmp_path: Path) -> None:
+    config = _Caches()
+    _timed(tmp_path / "cache", "off", config)
+    assert config.asked == 0
+    _timed(tmp_path / "cache", "auto", config)
+    assert config.asked == 1
 
 
 def test_a_timing_cache_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
