@@ -22,7 +22,7 @@ from trtbuild.backends import (
 )
 from trtbuild.backends.job import PROGRESS
 from trtbuild.backends.session import Attached
-from trtbuild.backends.trt_api import api, load_lean
+from trtbuild.backends.trt_api import api, load_lean, started
 from trtbuild.backends.trt_config import Settings
 from trtbuild.backends.trt_layers import read_layers
 from trtbuild.backends.trt_log import Refusal
@@ -50,7 +50,7 @@ class _Build:
         self._messages = self._api.messages
         subject = f"{self._api.title} for {request.target.arch}"
         self._refusal = Refusal(request.graph.path, subject, self._messages)
-        self._builder = self._trt.Builder(self._api.logger)
+        self._builder = started(self._api, lambda: self._trt.Builder(self._api.logger))
         self._config = self._builder.create_builder_config()
         flags = trt_precision.network_flags(self._trt)
         self._network = self._builder.create_network(flags)
@@ -198,7 +198,7 @@ class _Build:
 
     def _deserialized(self, engine: bytes) -> Any:  # noqa: ANN401  untyped bindings
         self._messages.errors.clear()
-        self._runtime = self._trt.Runtime(self._api.logger)
+        self._runtime = started(self._api, lambda: self._trt.Runtime(self._api.logger))
         # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
         compatible = bool(self._values.get("version_compatible"))
         self._runtime.engine_host_code_allowed = compatible

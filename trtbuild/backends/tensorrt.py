@@ -42,6 +42,11 @@ _NEEDS = {"cu13": ((13, 0), 580), "cu12": ((12, 0), 525)}
 """The CUDA version that a driver must be for, and the first driver that is, by the wheels' CUDA
 (CUDA toolkit release notes; a minor version more runs by compatibility)."""
 
+_OLDEST = (((10, 5), 75, "10.4"), ((9, 0), 70, "8.6"), ((8, 6), 50, "8.5"))
+"""From which version on which architecture is the oldest, and the last that had older ones: no
+Volta since 10.5 (its release notes), no Pascal since 9 (NVIDIA/TensorRT 3826), no Kepler since
+8.6 (release notes of 8.5)."""
+
 _SINCE: Mapping[Precision, int] = {"bf16": 80, "fp8": 89, "int4": 80, "nvfp4": 100}
 """The first architecture with a format."""
 
@@ -88,13 +93,26 @@ def _cannot_build(arch: str, here: tuple[gpu.Gpu, ...]) -> str:
             f"TensorRT builds for the GPU it runs on, here {', '.join(known)}: build on a "
             f"machine that has {arch}, or for tensorrt-rtx:{arch}, which needs none"
         )
-    return _old_driver(gpu.driver_cuda(), _layout()[0])
+    return _old_gpu(arch) or _old_driver(gpu.driver_cuda(), _layout()[0])
 
 
 def _no_gpu() -> str:
     return (
         f"TensorRT times its kernels on a GPU, and there is none: {gpu.why_none()}. "
         "--backend tensorrt-rtx builds without one"
+    )
+
+
+def _old_gpu(arch: str) -> str:
+    """Return why the installed TensorRT builds nothing for an architecture, or nothing."""
+    version = distributions.version(_layout()[0])
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    least, until = next((row[1:] for row in _OLDEST if numbers >= row[0]), (0, ""))
+    if int(arch.removeprefix("sm_")) >= least:
+        return ""
+    return (
+        f"TensorRT {version} builds for sm_{least} and newer: install TensorRT {until} or "
+        "older, or use another GPU"
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.backends import trt_refit
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import Bounds
+from trtbuild.backends.trt_api import started
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
 
@@ -147,7 +148,7 @@ class Engine:
         self._runtime = None
 
     def _new_runtime(self, options: SessionOptions) -> Any:  # noqa: ANN401  untyped bindings
-        runtime = self._trt.Runtime(self._api.logger)
+        runtime = started(self._api, lambda: self._trt.Runtime(self._api.logger))
         runtime.engine_host_code_allowed = options.allow_host_code
         if bool(runtime.engine_host_code_allowed) != options.allow_host_code:
             raise TrustError(self.refusal("did not switch off host code in engines"))

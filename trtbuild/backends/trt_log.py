@@ -28,6 +28,14 @@ _HARMLESS = re.compile(
 should be, the runtime checks the type of every input."""
 
 _WORKSPACE = "raise the build option workspace_mib"
+DRIVER = (
+    "install the NVIDIA driver that this version needs, or its build for the driver's CUDA; "
+    "'trtbuild doctor' tells which driver is here"
+)
+_GPU_UNKNOWN = (
+    "a GPU that is newer than TensorRT needs a newer TensorRT, one older than sm_75 needs "
+    "TensorRT 10.4 or older: install that, or use another GPU"
+)
 _GPU_FULL = (
     "free the GPU (see nvidia-smi), lower the build option workspace_mib or the "
     "largest shapes of the profiles, or build on a GPU with more memory"
@@ -70,6 +78,11 @@ _REQUEST_BYTES = re.compile(
 )
 
 _REMEDIES = (
+    ("Target GPU SM", _GPU_UNKNOWN),
+    ("Unsupported SM", _GPU_UNKNOWN),
+    ("no kernel image", _GPU_UNKNOWN),
+    ("driver version is insufficient", DRIVER),
+    ("CUDA initialization failure", DRIVER),
     ("within workspace limit", _WORKSPACE),
     ("workspace memory", _WORKSPACE),
     ("insufficient workspace", _WORKSPACE),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -302,7 +301,7 @@ def library_api(backend: str, module: str) -> Api:
     from trtbuild.backends import trt_api  # noqa: PLC0415  reads no library, but its log does
 
     if module == _LEAN:
-        return trt_api.Api(backend, importlib.import_module(module))
+        return trt_api.Api(backend, trt_api.imported(module))
     return trt_api.api(backend)
 
 
