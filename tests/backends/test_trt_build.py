@@ -361,7 +361,7 @@ def test_without_tensorrt_or_a_gpu_the_reason_says_what_to_do(
     ("driver", "library", "words"),
     [
         ((12, 4), "tensorrt_cu13_libs", "needs 13.0: install driver 580 or newer; or pip"),
-        ((11, 8), "tensorrt_cu12_libs", "needs 12.0: install driver 525 or newer"),
+        ((11, 8), "tensorrt_cu12_libs", "needs 12.0: install driver 535 or newer"),
         ((13, 0), "tensorrt_cu13_libs", ""),
         ((12, 4), "tensorrt_libs", ""),
     ],

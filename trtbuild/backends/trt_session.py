@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from trtbuild.backends.trt_api import Api
     from trtbuild.engine import Manifest, Setting, ShapeRange, Target
 
-_CUDA_MAJORS = (13, 12)
 _TENSORRT = "tensorrt"
 _LEAN = "tensorrt_lean"
 _MODULES: Mapping[str, tuple[str, ...]] = {
@@ -308,11 +307,12 @@ def library_api(backend: str, module: str) -> Api:
 def _library(backend: str) -> Library | None:
     for module in _MODULES[backend]:
         if fingerprint.has_module(module):
-            for major in _CUDA_MAJORS:
-                version = distributions.version(f"{module}_cu{major}_libs")
-                if version:
-                    return Library(module=module, version=version, cuda_major=major)
-            return Library(module=module, version=distributions.version(module), cuda_major=0)
+            name = fingerprint.layout(module)[0]
+            return Library(
+                module=module,
+                version=distributions.version(name),
+                cuda_major=fingerprint.cuda_major(name),
+            )
     return None
 
 
