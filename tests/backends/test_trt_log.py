@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trtbuild.backends import _trt
-from trtbuild.backends.trt_log import Messages, Refusal
+from trtbuild.backends.trt_log import Messages, Refusal, remedy
 from trtbuild.engine import Target
 from trtbuild.errors import BuildError
 
@@ -112,3 +112,20 @@ def test_a_build_that_gives_none_for_want_of_gpu_memory_says_so(tmp_path: Path) 
     build, _ = _building(tmp_path, None)
     with pytest.raises(BuildError, match=r"goes on after; .*OutOfMemory.*What to do: free the"):
         _serialize(build)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "Could not find any implementation for node c. Timing cache disabled",
+            "raise the build option workspace_mib",
+        ),
+        ("is not in ITimingCache", "build once with --timing-cache auto"),
+        ("INT32 is a word of many errors", "change what it names"),
+        ("b_DequantizeLinear: input has type Int32 but must have type FP8", "leave biases"),
+        ("reads the inputs as {'i': 'int32'}, the model has {'i': 'int64'}", "TensorRT 10"),
+    ],
+)
+def test_an_error_gets_the_remedy_of_its_cause(text: str, words: str) -> None:
+    assert words in remedy(text, "TensorRT 8.6 for sm_86")

@@ -13,7 +13,7 @@ import trtbuild
 from tests.cli.running import command
 from tests.pipeline import models
 from trtbuild.backends import Availability, tensorrt
-from trtbuild.engine import EngineKey, Fingerprint, Target
+from trtbuild.engine import EngineKey, Fingerprint, Manifest, Target
 from trtbuild.errors import RecipeError
 from trtbuild.pipeline import building
 from trtbuild.pipeline.targets import plan_targets
@@ -179,6 +179,17 @@ def test_the_time_left_comes_from_the_last_build_for_the_target(
     assert seconds == msgspec.json.decode(record.value)["build_seconds"] > 0
     assert building.seconds_before(store, recipe.name, planned, "fp16") == 0
     assert building.seconds_before(store, "another", planned, "fp32") == 0
+    manifest = record.read(Manifest)
+    quick = msgspec.structs.replace(
+        manifest,
+        created="9999-01-01T00:00:00+00:00",
+        build_seconds=0.001,
+        refit_of=manifest.sha256,
+        key="0" * 64,
+    )
+    key = msgspec.structs.replace(manifest.preimage, network_sha256="1" * 64)
+    store.put(make_record("engine", key.digest, key, quick, record.blobs))
+    assert building.seconds_before(store, recipe.name, planned, "fp32") == seconds
 
 
 def test_a_watch_speaks_now_and_then_and_only_when_something_is_done(

@@ -45,6 +45,11 @@ _REFIT = (
     "or leave out refit and strip_plan"
 )
 
+_NARROWED = (
+    "give them the types that it reads, with a Cast in the model; for INT64, which 8.6 lacks, "
+    "or install TensorRT 10 or newer"
+)
+
 _OR_PLUGIN = ", or name a --plugin"
 _OR_ELSEWHERE = (
     ", or replace it by operators of ONNX; plug-ins are for --backend tensorrt alone, and "
@@ -101,11 +106,6 @@ _REMEDIES = (
     ("graph_jit.cpp", _REFIT),
     ("has no setting", "leave it out, or install a version of TensorRT that has it"),
     ("did not take", "choose a value that it keeps"),
-    (
-        "imingCache",
-        "the pinned timing cache lacks a tactic: build once with --timing-cache auto, then pin",
-    ),
-    ("iming cache", "build with --timing-cache off, or delete the cache's file"),
     ("FP32 GEMM is not supported", "convert the model to fp16, or build for sm_80 or newer"),
     (
         "HW-specific datatypes",
@@ -118,9 +118,16 @@ _REMEDIES = (
             "replace the operator, or keep it in floating point (--keep-float)"
         ),
     ),
+    (
+        "imingCache",
+        "the pinned timing cache lacks a tactic: build once with --timing-cache auto, then pin",
+    ),
+    ("iming cache", "build with --timing-cache off, or delete the cache's file"),
     ("has no runners", "keep the operator outside of the engine"),
     ("lugin", "it has no such operator: keep it outside of the engine{or_plugin}"),
-    ("INT32", "leave biases in floating point"),
+    ("has type Int32 but must have", "leave biases in floating point"),
+    ("reads the inputs as", _NARROWED),
+    ("reads the outputs as", _NARROWED),
     ("Non-zero zero point", "quantize symmetrically"),
 )
 

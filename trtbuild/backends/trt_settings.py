@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from trtbuild.engine import Setting
 
+PINNED = "pinned:"
+"""How a ``timing_cache`` begins whose digest follows: it is in the key, and never written."""
+
 OPTIONS: Mapping[str, Setting] = {
     "avg_timing_iterations": 1,
     "build_repeats": 1,

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from trtbuild.backends.trt_settings import PINNED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trtbuild.backends.trt_config import Settings
     from trtbuild.backends.trt_log import Refusal
 
-PINNED = "pinned:"
 _LOCK_SECONDS = 60
 
 
