@@ -119,9 +119,15 @@ class _Build:
                 "reads uint8 as int8, which clips values at 127", [narrowed]
             )
         graph = self._request.graph
+        inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
+        for tensor in inputs:
+            if tensor.is_shape_tensor:  # a profile would need a range of its values
+                raise self._refusal.error(
+                    f"reads shapes from the values of the input {tensor.name!r}", []
+                )
         self._check_io(
             "inputs",
-            [self._network.get_input(index) for index in range(self._network.num_inputs)],
+            inputs,
             {spec.name: spec.dtype for spec in graph.inputs},
         )
         self._check_io(

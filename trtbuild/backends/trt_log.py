@@ -126,6 +126,10 @@ _REMEDIES = (
     ("has no runners", "keep the operator outside of the engine"),
     ("lugin", "it has no such operator: keep it outside of the engine{or_plugin}"),
     ("has type Int32 but must have", "leave biases in floating point"),
+    (
+        "reads shapes from the values",
+        "make it a constant of the model, or compute it there from the shape of another input",
+    ),
     ("reads the inputs as", _NARROWED),
     ("reads the outputs as", _NARROWED),
     ("Non-zero zero point", "quantize symmetrically"),
