@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
-from trtbuild.backends import distributions, fingerprint, gpu, tensorrt, trt_api
-from trtbuild.backends.trt_log import Messages, remedy
-from trtbuild.errors import MissingBackendError
+from tests.backends import graphs
+from trtbuild.backends import _trt, distributions, fingerprint, gpu, tensorrt, trt_api
+from trtbuild.backends.trt_log import Messages, Refusal, remedy
+from trtbuild.errors import BuildError, MissingBackendError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,3 +93,56 @@ def test_a_gpu_that_is_too_old_is_refused_before_a_build(
     (found,) = tensorrt.targets(())
     assert words in found.cannot_build
     assert bool(found.cannot_build) == bool(words)
+
+
+class OnDla:
+    """A runtime or builder of a machine with so many DLA cores, which takes no others."""
+
+    def __init__(self, cores: int) -> None:
+        self.num_DLA_cores = cores  # TensorRT's name
+        self._core = -1
+
+    @property
+    def DLA_core(self) -> int:  # noqa: N802  TensorRT's name
+        return self._core
+
+    @DLA_core.setter
+    def DLA_core(self, core: int) -> None:  # noqa: N802  TensorRT's name
+        if core < self.num_DLA_cores:
+            self._core = core
+
+
+def test_a_runtime_is_placed_on_the_dla_core_of_its_engine() -> None:
+    found: Any = SimpleNamespace(title="TensorRT 10.3.0")
+    orin, desktop = OnDla(2), OnDla(0)
+    trt_api.place_on_dla(found, orin, 1)
+    assert orin.DLA_core == 1
+    trt_api.place_on_dla(found, desktop, -1)
+    with pytest.raises(MissingBackendError, match=r"core 0, this machine has 0: move to a Jet"):
+        trt_api.place_on_dla(found, desktop, 0)
+
+
+@pytest.mark.parametrize(
+    ("core", "cores", "quantized", "words"),
+    [
+        (-1, 0, False, ""),
+        (1, 2, True, ""),
+        (0, 0, True, "finds no DLA on this machine.*name a core"),
+        (2, 2, True, "finds 2 DLA cores.*asked is core 2"),
+        (0, 2, False, "nothing in FP32 on DLA.*--precision fp16 or int8"),
+    ],
+)
+def test_dla_is_refused_where_there_is_none_and_for_fp32(
+    core: int, cores: int, *, quantized: bool, words: str, tmp_path: Path
+) -> None:
+    graph = graphs.residual(tmp_path / "m.onnx", tensorrt.SCHEME if quantized else None)
+    build = object.__new__(_trt._Build)  # noqa: SLF001  its step, without a library
+    vars(build).update(
+        _values={"dla_core": core},
+        _builder=OnDla(cores),
+        _refusal=Refusal(graph.path, "TensorRT 10.3.0 for sm_87", Messages()),
+    )
+    staged: Any = SimpleNamespace(model=onnx.load(graph.path))
+    raises = pytest.raises(BuildError, match=words) if words else contextlib.nullcontext()
+    with raises:
+        build._expect_dla(staged)

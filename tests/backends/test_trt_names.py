@@ -195,11 +195,14 @@ def test_every_setting_is_applied_somewhere() -> None:
     applied = {
         *trt_settings.FLAGS,
         *trt_settings.NUMBERS,
+        *trt_settings.POOLS,
         *trt_settings.TEXTS,
         *trt_settings.WORDS,
     }
     by_modules = {"build_repeats", "dla_core", "plugins", "refit_individual", "timing_cache"}
-    assert set(trt_settings.OPTIONS) == {*applied, *by_modules, "workspace_mib"}
+    assert set(trt_settings.OPTIONS) == {*applied, *by_modules}
+    pools = {member for kind, member in WHERE if kind == "MemoryPoolType"}
+    assert {pool for pool, _ in trt_settings.POOLS.values()} <= pools
     text = "".join(path.read_text() for path in MODULES if path.stem != "trt_settings")
     assert all(f'"{name}"' in text for name in by_modules)
     assert set(trt_settings.CHOICES) == set(trt_settings.WORDS)

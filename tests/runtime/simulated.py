@@ -199,6 +199,7 @@ class Api:
             IOutputAllocator=object,
             Runtime=lambda _logger: SimpleNamespace(
                 engine_host_code_allowed=True,
+                num_DLA_cores=2,
                 deserialize_cuda_engine=lambda plan: (
                     _Engine(device, late=late, scratch=scratch) if plan == b"plan" else None
                 ),

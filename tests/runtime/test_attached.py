@@ -78,3 +78,7 @@ def test_what_this_store_built_is_measured_with_the_runtime_that_it_brings(
 def test_what_another_store_built_is_not_measured(store: Store) -> None:
     with pytest.raises(TrustError):
         allow_measuring(store, manifest(store, version_compatible=True))
+
+
+def test_an_engine_for_dla_names_its_core(store: Store) -> None:
+    assert attached(store, manifest(store, dla_core=1)) == Attached(dla_core=1)

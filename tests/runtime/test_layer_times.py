@@ -37,6 +37,7 @@ class Api(simulated.Api):
     def __init__(self, device: simulated.Device, *, late: bool = False) -> None:
         super().__init__(device, late=late)
         self.codes: list[bool] = []
+        self.runtimes: list[Array] = []
         make = self.trt.Runtime
         self.trt.Runtime = lambda logger: self._seen(make(logger))
         self.trt.IProfiler = type("IProfiler", (), {"__init__": lambda _: None})
@@ -44,6 +45,7 @@ class Api(simulated.Api):
 
     def _seen(self, runtime: Array) -> Array:
         deserialize = runtime.deserialize_cuda_engine
+        self.runtimes.append(runtime)
 
         def open_engine(plan: bytes) -> Array:
             self.codes.append(runtime.engine_host_code_allowed)
@@ -77,9 +79,10 @@ X = np.ones((2, 4), np.float32)
 
 def test_all_memory_is_given_back(device: simulated.Device) -> None:
     times = importlib.import_module("trtbuild.backends.trt_times")
-    api, plan = Api(device), Plan(engine=b"plan")
+    api, plan = Api(device), Plan(engine=b"plan", dla_core=1)
     found = times.engine_layer_ms(plan, 0, api, SessionOptions(), {"x": X})
     assert found == {"conv": 2.0}
+    assert api.runtimes[-1].DLA_core == 1
     assert device.executions > 20
     assert device.live == {}
     device.free_bytes = 1030  # enough for what the context works in, not for an input

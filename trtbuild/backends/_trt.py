@@ -22,7 +22,7 @@ from trtbuild.backends import (
 )
 from trtbuild.backends.job import PROGRESS
 from trtbuild.backends.session import Attached
-from trtbuild.backends.trt_api import api, load_lean, started
+from trtbuild.backends.trt_api import api, load_lean, place_on_dla, started
 from trtbuild.backends.trt_config import Settings
 from trtbuild.backends.trt_layers import read_layers
 from trtbuild.backends.trt_log import Refusal
@@ -147,6 +147,7 @@ class _Build:
             load_lean()
         if hasattr(config, "num_compute_capabilities"):
             self._name_capability()
+        self._expect_dla(staged)
         self._settings.apply(self._values)
         self._mark_refittable(str(self._values.get("refit_individual", "")))
         if "timing_cache" in self._values:
@@ -208,6 +209,7 @@ class _Build:
         # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
         compatible = bool(self._values.get("version_compatible"))
         self._runtime.engine_host_code_allowed = compatible
+        place_on_dla(self._api, self._runtime, int(self._values.get("dla_core", -1)))
         return self._runtime.deserialize_cuda_engine(engine)
 
     def _serialize(self) -> bytes:
@@ -308,6 +310,18 @@ class _Build:
                 "another type: ask for --rest fp32, or install TensorRT 10 or newer",
                 [],
             )
+
+    def _expect_dla(self, staged: Staged) -> None:
+        """Refuse a DLA core that is not here, and a network that none computes."""
+        core = int(self._values.get("dla_core", -1))
+        here = int(self._builder.num_DLA_cores)
+        if core >= max(here, 0):
+            has = f"{here} DLA cores" if here > 0 else "no DLA"
+            raise self._refusal.error(f"finds {has} on this machine, asked is core {core}", [])
+        if core >= 0 and not {"FP16", "INT8"}.intersection(
+            trt_precision.flags_of(staged.model)
+        ):
+            raise self._refusal.error("computes nothing in FP32 on DLA", [])
 
     def _check_io(self, what: str, tensors: list[Any], expected: dict[str, str]) -> None:
         found = {

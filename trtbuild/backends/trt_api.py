@@ -105,6 +105,23 @@ def started(found: Api, make: Callable[[], Any]) -> Any:  # noqa: ANN401  untype
     return made
 
 
+def place_on_dla(found: Api, runtime: Any, core: int) -> None:  # noqa: ANN401  untyped bindings
+    """Let a runtime open engines for this DLA core, where ``core`` is one (-1 for none).
+
+    Raises:
+        MissingBackendError: it is not here.
+    """
+    if core < 0:
+        return
+    runtime.DLA_core = core
+    if runtime.DLA_core != core:
+        message = (
+            f"{found.title} did not take DLA core {core}, this machine has "
+            f"{runtime.num_DLA_cores}: move to a Jetson that has it, or build without dla_core"
+        )
+        raise MissingBackendError(message)
+
+
 def _not_started(found: Api, errors: Sequence[str]) -> MissingBackendError:
     said = "; ".join(dict.fromkeys(errors))
     message = f"{found.title} does not start here: {said}. What to do: {DRIVER}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.backends import trt_refit
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import Bounds
-from trtbuild.backends.trt_api import started
+from trtbuild.backends.trt_api import place_on_dla, started
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
 
@@ -43,6 +43,7 @@ class Engine:
         self._api = found
         self._trt = found.trt
         self._runtime = self._new_runtime(options)
+        place_on_dla(found, self._runtime, plan.dla_core)
         self._engine = self._deserialize(plan.engine)
         if plan.weights:
             self._complete(plan.weights)

@@ -88,6 +88,8 @@ _REMEDIES = (
     ("no kernel image", _GPU_UNKNOWN),
     ("driver version is insufficient", DRIVER),
     ("CUDA initialization failure", DRIVER),
+    ("on this machine, asked is core", "name a core that is there, or leave dla_core out"),
+    ("nothing in FP32 on DLA", "ask for --precision fp16 or int8, or leave dla_core out"),
     ("within workspace limit", _WORKSPACE),
     ("workspace memory", _WORKSPACE),
     ("insufficient workspace", _WORKSPACE),

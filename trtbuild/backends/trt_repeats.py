@@ -60,6 +60,7 @@ def measure(engines: Sequence[bytes], request: BuildRequest) -> list[list[float]
     attached = Attached(
         plugins=tuple(path.read_bytes() for path in request.plugins),
         plugin_digests=str(settings.get("plugins", "")),
+        dla_core=int(settings.get("dla_core", -1)),
     )
     sessions = [
         module.open_session(engine, request.target, options, attached) for engine in engines

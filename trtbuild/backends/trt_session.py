@@ -209,7 +209,7 @@ def open_session(
     from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
 
     labels = {"backend": target.backend, "arch": target.arch}
-    plan = Plan(engine=engine, weights=attached.weights)
+    plan = Plan(engine=engine, weights=attached.weights, dla_core=attached.dla_core)
     return trt_device.open_engine(plan, index, found, options, labels)
 
 
@@ -232,7 +232,7 @@ def layer_ms(
     found, index = prepared(target, options, attached)
     from trtbuild.backends import trt_times  # noqa: PLC0415  its imports need a driver
 
-    plan = Plan(engine=engine, weights=attached.weights)
+    plan = Plan(engine=engine, weights=attached.weights, dla_core=attached.dla_core)
     return trt_times.engine_layer_ms(plan, index, found, options, inputs)
 
 
