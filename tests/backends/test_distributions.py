@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import distributions
+import pytest
+
+from trtbuild.backends import distributions, fingerprint, trt_session
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_all_that_is_installed_is_found_as_importlib_finds_it() -> None:
@@ -53,3 +54,35 @@ def test_an_installation_that_was_broken_off_has_no_version(
     assert not distributions.version("some")
     assert not distributions.version("another")
     assert distributions.find("another") is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        (
+            ("tensorrt-8.6.1.post1", "tensorrt_libs-8.6.1", "tensorrt_bindings-8.6.1"),
+            ("tensorrt_libs", "8.6.1", 0),
+        ),
+        (("tensorrt-8.6.0",), ("tensorrt", "8.6.0", 0)),
+        (
+            ("tensorrt-10.13.0", "tensorrt_cu12-10.13.0", "tensorrt_cu12_libs-10.13.0.35"),
+            ("tensorrt_cu12_libs", "10.13.0.35", 12),
+        ),
+    ],
+    ids=["8.6.1", "8.6.0", "10"],
+)
+def test_builds_and_loads_know_one_version_of_one_library(
+    installed: tuple[str, ...],
+    expected: tuple[str, str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for each in installed:
+        install(tmp_path, f"{each}.dist-info", each.partition("-")[2])
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    library = trt_session.here("tensorrt").library
+    assert library is not None
+    name = fingerprint.layout("tensorrt")[0]
+    assert (name, library.version, library.cuda_major) == expected

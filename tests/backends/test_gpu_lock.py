@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trtbuild.backends import gpu_lock
+from trtbuild.backends import gpu, gpu_lock
+from trtbuild.engine import Target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,3 +157,24 @@ def test_all_of_several_are_held_together(
     started = time.monotonic()
     with gpu_lock.all_of((BUS,), pytest.fail):
         assert time.monotonic() - started < 5
+
+
+def test_what_is_measured_holds_the_gpu_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tuple(
+        gpu.Gpu(arch=arch, name=name, identity=name, memory_bytes=1)
+        for arch, name in (("sm_75", "T4"), ("sm_80", "A30"), ("sm_80", "A100"))
+    )
+    monkeypatch.setattr(gpu, "gpus", lambda: here)
+    monkeypatch.setattr(gpu, "pci_bus_ids", lambda: ("bus0", "bus1", "bus2"))
+
+    def held(*devices: str) -> tuple[str, ...]:
+        return gpu_lock.measured(
+            [
+                Target(backend="tensorrt", arch="sm_80", os="linux-x86_64", device=device)
+                for device in devices
+            ]
+        )
+
+    assert held("A100") == ("bus2",)
+    assert held("") == held("A30") == held("gone") == ("bus1",)
+    assert held("A100", "") == ("bus1", "bus2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
@@ -10,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.backends import bubblewrap, building, graphs
-from trtbuild.backends import sandbox
+from trtbuild.backends import isolation, sandbox
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.errors import BuildError, MissingBackendError, UsageError
 from trtbuild.recipe import Limits
@@ -142,3 +144,21 @@ def test_a_machine_without_bubblewrap_says_what_installs_it(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(sandbox.VARIABLE, raising=False)
     assert "apt install bubblewrap" in sandbox.chosen().remedy
+
+
+@pytest.mark.parametrize("mode", ["pinned:abc", "auto"])
+def test_a_pinned_timing_cache_is_read_only_and_a_shared_one_is_not(
+    mode: str, tmp_path: Path
+) -> None:
+    shard = tmp_path / "ab"
+    shard.mkdir()
+    cache = shard / "cache"
+    cache.write_bytes(b"times")
+    graph = graphs.residual(tmp_path / "m.onnx", None)
+    wish = building.request(graph, building.rtx("sm_89"), tmp_path / "out", timing_cache=mode)
+    wish = msgspec.structs.replace(wish, timing_cache=cache)
+    words = isolation._prefix("bwrap", wish, tmp_path / "job")  # noqa: SLF001  what is started
+    binds = set(itertools.pairwise(words))
+    pinned = ("--ro-bind-try", str(cache)) in binds
+    shared = ("--bind", str(shard)) in binds
+    assert (pinned, shared) == (mode != "auto", mode == "auto")

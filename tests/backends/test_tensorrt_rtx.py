@@ -246,3 +246,24 @@ def test_a_recurrent_network_builds_and_its_loop_is_no_layer(tmp_path: Path) -> 
     layers = building.build(graph, building.rtx("sm_89"), tmp_path / "engine").layers
     assert layers.layers
     assert {"cjmp", "jmp"}.isdisjoint(layer.kind for layer in layers.layers)
+
+
+def test_an_input_that_is_a_shape_is_refused_by_name(tmp_path: Path) -> None:
+    kind = onnx.TensorProto
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Relu", ["x"], ["r"], name="relu"),
+            onnx.helper.make_node("Reshape", ["r", "size"], ["y"], name="reshape"),
+        ],
+        "g",
+        [
+            onnx.helper.make_tensor_value_info("x", kind.FLOAT, [4, 4]),
+            onnx.helper.make_tensor_value_info("size", kind.INT64, [2]),
+        ],
+        [onnx.helper.make_tensor_value_info("y", kind.FLOAT, ["a", "b"])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "m.onnx")
+    found = read_graph(tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match=r"input 'size'.*make it a constant of the model"):
+        building.build(found, ADA, tmp_path / "engine")

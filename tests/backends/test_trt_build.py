@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import onnx
@@ -12,20 +13,22 @@ import pytest
 
 from tests.backends import building, graphs
 from trtbuild.backends import (
+    distributions,
     gpu,
     tensorrt,
     tensorrt_rtx,
     trt_precision,
     trt_preflight,
+    trt_repeats,
+    trt_session,
     trt_settings,
 )
 from trtbuild.backends.isolation import build_isolated
 from trtbuild.backends.trt_log import Messages, Refusal
 from trtbuild.backends.trt_progress import Phases
-from trtbuild.backends.trt_repeats import fastest
-from trtbuild.backends.trt_timing import merge
+from trtbuild.backends.trt_timing import TimingCache, merge
 from trtbuild.engine import Precision, Target
-from trtbuild.errors import BuildError
+from trtbuild.errors import BuildError, MissingBackendError
 from trtbuild.recipe import Limits
 
 if TYPE_CHECKING:
@@ -88,7 +91,15 @@ def test_a_setting_without_effect_is_refused(
         ({"strip_plan": True}, "set refit too"),
         ({"exclude_lean_runtime": True}, "needs version_compatible"),
         ({"gpu_fallback": True}, "set dla_core too"),
+        ({"dla_managed_sram_kib": 1024}, "set dla_core too"),
+        ({"dla_core": 0, "dla_local_dram_mib": 1000}, "expected a power of 2"),
+        ({"dla_core": 0, "dla_local_dram_mib": 1024}, ""),
         ({"build_repeats": 0}, "expected a number from 1 to"),
+        ({"build_repeats": 2, "timing_cache": "pinned"}, "a pinned timing_cache forbids that"),
+        ({"build_repeats": 2, "timing_cache": "pinned:abc"}, "leave one"),
+        ({"build_repeats": 2, "runtime_platform": "windows_amd64"}, "cannot measure here"),
+        ({"build_repeats": 2, "version_compatible": True}, ""),
+        ({"build_repeats": 1, "timing_cache": "pinned"}, ""),
         ({"optimization_level": 9}, "optimization_level = 9: expected a number from 0 to 5"),
         ({"optimization_level": -1}, "from 0 to 5"),
         ({"workspace_mib": -5}, "workspace_mib = -5: expected a number from 1"),
@@ -145,6 +156,31 @@ def test_what_stands_at_quantizers_has_their_type(tmp_path: Path) -> None:
     model = onnx.load(graph.path)
     assert trt_precision.types_of_nodes(model) == {"relu": "FLOAT"}
     assert trt_precision.flags_of(model) == ("INT8", "OBEY_PRECISION_CONSTRAINTS")
+
+
+def test_scales_that_an_old_version_misreads_are_named() -> None:
+    def model(kind: int) -> onnx.ModelProto:
+        scale = onnx.helper.make_tensor("s", kind, [], [0.5])
+        nodes = [
+            onnx.helper.make_node("QuantizeLinear", ["x", "s"], ["q"], name="quantize"),
+            onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["y"], name="back"),
+        ]
+        made = _model(nodes, ("x", kind), ("y", kind))
+        made.graph.initializer.append(scale)
+        return made
+
+    assert trt_precision.unreadable_scale(model(onnx.TensorProto.FLOAT16)) == "quantize"
+    assert trt_precision.unreadable_scale(model(onnx.TensorProto.FLOAT)) == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "rest"), [("8.6.1", "fp32"), ("10.13.0", "fp16"), ("", "fp16")]
+)
+def test_an_old_version_gets_scales_that_it_can_read(
+    version: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributions, "version", lambda _: version)
+    assert tensorrt.rest() == rest
 
 
 def test_types_that_an_old_version_lacks_are_named() -> None:
@@ -204,7 +240,7 @@ def test_a_missing_implementation_says_what_was_skipped_before(tmp_path: Path) -
     assert "degraded build" in error
     assert "raise the build option workspace_mib" in error
     with pytest.raises(MemoryError):
-        refusal.error("cannot build the model", ["Error Code 2: OutOfMemory (Requested size"])
+        refusal.error("cannot build the model", ["std::bad_alloc"])
 
 
 def test_a_timing_cache_loses_nothing_while_many_write_it(tmp_path: Path) -> None:
@@ -227,6 +263,56 @@ def test_a_timing_cache_loses_nothing_while_many_write_it(tmp_path: Path) -> Non
     assert {each.name for each in tmp_path.iterdir()} <= {"cache", "cache.lock"}
 
 
+class _Caches:
+    """A configuration whose caches are refused where they begin with "old"."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return None if content.startswith(b"old") else content
+
+    def set_timing_cache(self, _cache: bytes | None, _ignore: bool) -> bool:  # noqa: FBT001  TensorRT's
+        return True
+
+    def get_timing_cache(self) -> SimpleNamespace:
+        self.asked += 1
+        return SimpleNamespace(serialize=lambda: b"new")
+
+
+def _timed(path: Path, mode: str, config: _Caches, *, meanwhile: bytes = b"") -> Messages:
+    """Build with a cache of this mode, while another build leaves its own."""
+    messages = Messages()
+    refusal = Refusal(path, "TensorRT 11.4 for sm_90", messages)
+    cache = TimingCache(mode, path, refusal)
+    trt = SimpleNamespace(BuilderFlag=SimpleNamespace(__members__={}))
+    settings: Any = SimpleNamespace(flag=lambda *_, **__: None)
+    cache.load(trt, config, settings)
+    if meanwhile:
+        path.write_bytes(meanwhile)
+    cache.save(config)
+    return messages
+
+
+def test_a_refused_timing_cache_is_replaced_though_it_was_larger(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    path.write_bytes(b"old " * 100)
+    messages = _timed(path, "auto", _Caches())
+    assert "refused and is made anew" in messages.warnings[0]
+    assert path.read_bytes() == b"new"
+    path.write_bytes(b"old " * 100)
+    _timed(path, "auto", _Caches(), meanwhile=b"old and longer " * 100)
+    assert path.read_bytes() == b"old and longer " * 100, "nobody has refused that one"
+
+
+def test_a_build_without_a_timing_cache_does_not_ask_for_one(tmp_path: Path) -> None:
+    config = _Caches()
+    _timed(tmp_path / "cache", "off", config)
+    assert config.asked == 0
+    _timed(tmp_path / "cache", "auto", config)
+    assert config.asked == 1
+
+
 def test_a_timing_cache_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     failed = merge(tmp_path / "file" / "cache", b"x", lambda kept, more: kept + more)
@@ -245,7 +331,18 @@ def test_phases_tell_how_far_a_build_is() -> None:
 
 
 def test_of_several_engines_the_least_median_wins() -> None:
-    assert fastest([[3.0, 1.0, 3.0], [2.0, 2.0, 9.0], [2.0, 2.0, 2.0]]) == 1
+    assert trt_repeats.fastest([[3.0, 1.0, 3.0], [2.0, 2.0, 9.0], [2.0, 2.0, 2.0]]) == 1
+
+
+def test_repeats_are_refused_before_they_are_built_where_nothing_measures_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target(backend="tensorrt", arch="sm_90", os="linux-x86_64")
+    monkeypatch.setattr(trt_session, "lacks", lambda *_: "pip install 'x'")
+    with pytest.raises(MissingBackendError, match=r"build_repeats measures.*pip install 'x'"):
+        trt_repeats.require(target)
+    monkeypatch.setattr(trt_session, "lacks", lambda *_: "")
+    trt_repeats.require(target)
 
 
 def test_without_tensorrt_or_a_gpu_the_reason_says_what_to_do(
@@ -267,7 +364,7 @@ def test_without_tensorrt_or_a_gpu_the_reason_says_what_to_do(
     ("driver", "library", "words"),
     [
         ((12, 4), "tensorrt_cu13_libs", "needs 13.0: install driver 580 or newer; or pip"),
-        ((11, 8), "tensorrt_cu12_libs", "needs 12.0: install driver 525 or newer"),
+        ((11, 8), "tensorrt_cu12_libs", "needs 12.0: install driver 535 or newer"),
         ((13, 0), "tensorrt_cu13_libs", ""),
         ((12, 4), "tensorrt_libs", ""),
     ],

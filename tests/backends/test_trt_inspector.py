@@ -8,12 +8,13 @@ guide from 10.x to 11.x ("IEngineInspector"). None of them is a copy: names are 
 from __future__ import annotations
 
 import json
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from trtbuild.backends.staging import Node
-from trtbuild.backends.trt_inspector import layers_of
+from trtbuild.backends.trt_inspector import information, layers_of
 
 if TYPE_CHECKING:
     from trtbuild.engine import Layer
@@ -268,3 +269,10 @@ def test_control_characters_that_are_not_escaped_do_no_harm() -> None:
     raw = V10.replace("\\u001f", "\x1f").replace("\\u001e", "\x1e")
     assert raw != V10
     assert layers_of(raw, NODES) == layers_of(V10, NODES)
+
+
+def test_an_engine_without_an_inspector_has_no_layers_and_says_so() -> None:
+    engine = SimpleNamespace(create_engine_inspector=lambda: None)
+    found = layers_of(information(ModuleType("trt"), engine), NODES)
+    assert found.layers == ()
+    assert "gave no JSON" in found.unread

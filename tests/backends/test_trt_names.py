@@ -45,8 +45,22 @@ RECEIVERS = {
     "_runtime": "Runtime",
     "loaded": "ICudaEngine",
     "inspector": "EngineInspector",
+    "profile": "IOptimizationProfile",
+    "cache": "ITimingCache",
+    "both": "ITimingCache",
 }
 """What our variables hold; names of trt's own classes and enumerations need no entry."""
+
+RECEIVERS_IN = {
+    "_trt": {"error": "ParserError", "tensor": "ITensor"},
+    "trt_context": {"_context": "IExecutionContext", "context": "IExecutionContext"},
+    "trt_engine": {"_engine": "ICudaEngine", "context": "IExecutionContext"},
+    "trt_inspector": {"engine": "ICudaEngine", "context": "IExecutionContext"},
+    "trt_profile": {"context": "IExecutionContext"},
+    "trt_refit": {"config": "ISerializationConfig"},
+    "trt_times": {"_context": "IExecutionContext"},
+}
+"""What they hold in some modules, and something of ours in others."""
 
 DETECTED = {
     "precision": "weakly typed versions only, see trt_precision.is_typed",
@@ -60,13 +74,24 @@ DETECTED = {
     "get_named_weights": "after hasattr(OnnxParserRefitter), which came with it",
     "create_serialization_config": "after hasattr(SerializationFlag)",
     "serialize_with_config": "after hasattr(SerializationFlag)",
+    "ISerializationConfig": "after hasattr(SerializationFlag), which came with it",
+    "create_runtime_config": "after hasattr(create_runtime_cache): RTX alone",
+    "create_execution_context_without_device_memory": (
+        "where ExecutionContextAllocationStrategy is not"
+    ),
+    "device_memory": "where set_device_memory is not",
+    "device_memory_size": "where device_memory_size_v2 is not",
+    "node_operator": "after hasattr(node_name), which came with it",
+    "get_weight_streaming_automatic_budget": "where streamable_weights_size is not 0",
+    "weight_streaming_budget_v2": "where streamable_weights_size is not 0",
     "progress_monitor": "where IProgressMonitor is",
 }
 
 
-def uses(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Yield (class, member) of every access to an object of TensorRT."""
-    for node in ast.walk(tree):
+def uses(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (class, member) of every access to an object of TensorRT in a module."""
+    receivers = RECEIVERS | RECEIVERS_IN.get(path.stem, {})
+    for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
             continue
         base = node.value
@@ -83,8 +108,8 @@ def uses(tree: ast.AST) -> Iterator[tuple[str, str]]:
             name in NAMES and isinstance(base, ast.Attribute) and "trt" in ast.dump(base.value)
         ):
             yield name, node.attr
-        elif name in RECEIVERS:
-            kind = RECEIVERS[name]
+        elif name in receivers:
+            kind = receivers[name]
             other = "IRuntimeConfig" if (kind, node.attr) not in WHERE else kind
             yield (other if name == "config" else kind), node.attr
 
@@ -110,7 +135,7 @@ def guards(tree: ast.AST) -> set[str]:
 def test_a_name_that_a_version_lacks_is_only_used_where_it_is(path: Path) -> None:
     tree = ast.parse(path.read_text())
     known = guards(tree) | set(DETECTED)
-    for kind, member in uses(tree):
+    for kind, member in uses(path):
         if (kind, member) == ("module", "__version__"):
             continue
         versions = WHERE.get((kind, member), frozenset())
@@ -122,10 +147,19 @@ def test_a_name_that_a_version_lacks_is_only_used_where_it_is(path: Path) -> Non
 
 
 def test_the_adapter_is_seen_to_use_tensorrt() -> None:
-    found = {use for path in MODULES for use in uses(ast.parse(path.read_text()))}
+    found = {use for path in MODULES for use in uses(path)}
     assert ("Builder", "build_serialized_network") in found
     assert ("module", "OnnxParser") in found
     assert ("ProfilingVerbosity", "DETAILED") in found
+    assert {
+        ("ICudaEngine", "weight_streaming_budget_v2"),
+        ("IExecutionContext", "execute_async_v3"),
+        ("IOptimizationProfile", "set_shape"),
+        ("ISerializationConfig", "get_flag"),
+        ("ITensor", "dtype"),
+        ("ITimingCache", "combine"),
+        ("ParserError", "node_name"),
+    } <= found
 
 
 def test_every_builder_flag_is_a_setting_or_has_a_reason() -> None:
@@ -161,11 +195,14 @@ def test_every_setting_is_applied_somewhere() -> None:
     applied = {
         *trt_settings.FLAGS,
         *trt_settings.NUMBERS,
+        *trt_settings.POOLS,
         *trt_settings.TEXTS,
         *trt_settings.WORDS,
     }
     by_modules = {"build_repeats", "dla_core", "plugins", "refit_individual", "timing_cache"}
-    assert set(trt_settings.OPTIONS) == {*applied, *by_modules, "workspace_mib"}
+    assert set(trt_settings.OPTIONS) == {*applied, *by_modules}
+    pools = {member for kind, member in WHERE if kind == "MemoryPoolType"}
+    assert {pool for pool, _ in trt_settings.POOLS.values()} <= pools
     text = "".join(path.read_text() for path in MODULES if path.stem != "trt_settings")
     assert all(f'"{name}"' in text for name in by_modules)
     assert set(trt_settings.CHOICES) == set(trt_settings.WORDS)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trtbuild.backends import trt_plugins, trt_session
+from trtbuild.backends import _trt, trt_plugins, trt_session
 from trtbuild.backends.session import Attached
+from trtbuild.backends.trt_log import Messages
 from trtbuild.errors import MissingBackendError, TrustError
 
 if TYPE_CHECKING:
@@ -130,9 +131,37 @@ def test_an_engines_session_loads_them_after_tensorrts_own(tmp_path: Path) -> No
         init_libnvinfer_plugins=lambda _logger, _space: calls.append("stock"),
         get_plugin_registry=lambda: SimpleNamespace(load_library=load_library),
     )
-    found: Any = SimpleNamespace(trt=trt, logger=None)
+    found: Any = SimpleNamespace(trt=trt, logger=None, messages=Messages(), backend="tensorrt")
     attached = Attached(plugins=(content,), plugin_digests=digest(content))
     trt_session.load_plugins(found, attached, "engine")
     assert calls == ["stock", f"plugin_{digest(content)[:12]}.so"]
     trt_session.load_plugins(found, Attached(), "engine")
-    assert len(calls) == 2
+    assert calls[2:] == ["stock"], "the parser makes operators to plug-ins that nobody named"
+    found.backend = "tensorrt-rtx"
+    trt_session.load_plugins(found, Attached(), "engine")
+    assert len(calls) == 3
+
+
+def test_a_builder_puts_plugins_where_its_runtimes_find_them(tmp_path: Path) -> None:
+    content = library(tmp_path, "BUILDER_PLUGIN", "void *getCreators(void) { return 0; }")
+    (tmp_path / "plugin.so").write_bytes(content)
+    seen: list[str] = []
+
+    def load_library(path: str) -> object:
+        seen.append(path)
+        return object()
+
+    everyones = SimpleNamespace(load_library=load_library)
+    trt = SimpleNamespace(
+        init_libnvinfer_plugins=lambda *_: True, get_plugin_registry=lambda: everyones
+    )
+    build = object.__new__(_trt._Build)  # noqa: SLF001  its step, without a library
+    vars(build).update(
+        _api=SimpleNamespace(trt=trt, logger=None, messages=Messages(), backend="tensorrt"),
+        _values={"plugins": digest(content)},
+        _request=SimpleNamespace(
+            plugins=(tmp_path / "plugin.so",), graph=SimpleNamespace(path=tmp_path / "m.onnx")
+        ),
+    )
+    build.load_plugins()
+    assert len(seen) == 1

@@ -42,7 +42,7 @@ class BareLoop:
         found = trt_session.library_api(target.backend, library.module)
         device = cuda_device.device(0)
         device.enter()
-        self.engine = Engine(Plan(engine=plan), found, SessionOptions())
+        self.engine = Engine(Plan(engine=plan), found, SessionOptions(), device.free_bytes)
         self.stream = cuda_device.Stream()
         scratch = device.allocate(max(self.engine.scratch_bytes, 256))
         self.context = self.engine.new_context(int(scratch))

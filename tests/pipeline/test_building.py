@@ -13,7 +13,7 @@ import trtbuild
 from tests.cli.running import command
 from tests.pipeline import models
 from trtbuild.backends import Availability, tensorrt
-from trtbuild.engine import EngineKey, Fingerprint, Target
+from trtbuild.engine import EngineKey, Fingerprint, Manifest, Target
 from trtbuild.errors import RecipeError
 from trtbuild.pipeline import building
 from trtbuild.pipeline.targets import plan_targets
@@ -71,6 +71,17 @@ def test_a_file_of_times_is_used_from_the_recipes_folder_and_is_not_in_the_key(
     assert found.parent == store.top / "timing"
     (off,) = plan(tmp_path, "off").planned
     assert building.timing_file(store, off) is None
+
+
+@pytest.mark.usefixtures("_hopper")
+def test_an_engine_for_windows_is_for_that_system_and_does_not_run_here(tmp_path: Path) -> None:
+    recipe = models.recipe(tmp_path, "tensorrt")
+    build = msgspec.structs.replace(recipe.build, options={"runtime_platform": "windows_amd64"})
+    (found,) = plan_targets(msgspec.structs.replace(recipe, build=build), strict=False).planned
+    assert found.target.os == "windows-AMD64"
+    assert "built for Windows" in found.cannot_run
+    (here,) = plan(tmp_path, "auto").planned
+    assert (here.target.os, here.cannot_run) == (HOPPER.os, "")
 
 
 @pytest.mark.usefixtures("_hopper")
@@ -168,6 +179,17 @@ def test_the_time_left_comes_from_the_last_build_for_the_target(
     assert seconds == msgspec.json.decode(record.value)["build_seconds"] > 0
     assert building.seconds_before(store, recipe.name, planned, "fp16") == 0
     assert building.seconds_before(store, "another", planned, "fp32") == 0
+    manifest = record.read(Manifest)
+    quick = msgspec.structs.replace(
+        manifest,
+        created="9999-01-01T00:00:00+00:00",
+        build_seconds=0.001,
+        refit_of=manifest.sha256,
+        key="0" * 64,
+    )
+    key = msgspec.structs.replace(manifest.preimage, network_sha256="1" * 64)
+    store.put(make_record("engine", key.digest, key, quick, record.blobs))
+    assert building.seconds_before(store, recipe.name, planned, "fp32") == seconds
 
 
 def test_a_watch_speaks_now_and_then_and_only_when_something_is_done(

@@ -71,11 +71,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     bindings.driver = native  # type: ignore[attr-defined]  # a module made here
     for module in (pycuda, driver, package, bindings, native):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("cuda_device", "trt_context", "trt_device_call", "trt_device"):
+    names = ("cuda_device", "trt_context", "trt_device_call", "trt_device", "trt_times")
+    for name in names:
         monkeypatch.delitem(sys.modules, f"trtbuild.backends.{name}", raising=False)
-    for name in ("cuda_device", "trt_context", "trt_device_call", "trt_device"):
+    for name in names:
         fresh = importlib.import_module(f"trtbuild.backends.{name}")
-        monkeypatch.setattr(f"trtbuild.backends.{name}", fresh)
+        monkeypatch.setattr(f"trtbuild.backends.{name}", fresh, raising=False)
     return device
 
 
@@ -198,6 +199,7 @@ class Api:
             IOutputAllocator=object,
             Runtime=lambda _logger: SimpleNamespace(
                 engine_host_code_allowed=True,
+                num_DLA_cores=2,
                 deserialize_cuda_engine=lambda plan: (
                     _Engine(device, late=late, scratch=scratch) if plan == b"plan" else None
                 ),

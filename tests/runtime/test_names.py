@@ -136,3 +136,15 @@ def test_every_name_of_a_runtime_exists(module: str) -> None:
         "ICudaEngine.device_memory_size_v2",
     ]
     assert missing(module, [*RUNTIME, *newer], {}) == []
+
+
+def test_a_builder_finds_the_lean_runtime_by_its_bare_name() -> None:
+    found = importlib.util.find_spec("tensorrt_lean_libs")
+    if found is None or found.origin is None:
+        pytest.skip("tensorrt-lean is not installed")
+    (library,) = Path(found.origin).parent.glob("libnvinfer_lean.so.*")
+    program = (
+        "import ctypes; from trtbuild.backends.trt_api import load_lean; load_lean(); "
+        f"ctypes.CDLL({library.name!r})"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,7 +9,7 @@ import pytest
 
 from trtbuild.backends import gpu, trt_session
 from trtbuild.backends.session import SessionOptions
-from trtbuild.backends.trt_session import Library, Machine, check
+from trtbuild.backends.trt_session import Library, Machine, check, place
 from trtbuild.engine import EngineKey, Fingerprint, Layers, Manifest, Target
 from trtbuild.errors import MissingBackendError, TrustError, UsageError
 
@@ -74,6 +74,12 @@ def on(**changes: object) -> Machine:
         (manifest(), on(driver=(12, 8)), MissingBackendError, ["CUDA 12.8", "r580"]),
         (manifest(), on(os="linux-aarch64"), TrustError, ["linux-aarch64"]),
         (manifest(arch="sm_80"), H100, TrustError, ["sm_80", "sm_90"]),
+        (
+            manifest(hardware_compatible="ampere_plus"),
+            on(gpus=(("sm_75", "Tesla T4"),)),
+            TrustError,
+            ["sm_90", "sm_75"],
+        ),
         (manifest(device="NVIDIA H200"), H100, TrustError, ["NVIDIA H200", "NVIDIA H100"]),
         (manifest(version="11.3.0.1"), H100, TrustError, ["11.3.0.1", VERSION]),
         (manifest(), on(library=LEAN), TrustError, ["lean", "version-compatible"]),
@@ -108,6 +114,7 @@ def test_each_lack_is_told_with_its_remedy(
         (manifest(), H100, SessionOptions()),
         (manifest(device="NVIDIA H100"), H100, SessionOptions()),
         (manifest(arch="sm_80", hardware_compatible="ampere_plus"), H100, SessionOptions()),
+        (manifest(arch="sm_120", hardware_compatible="ampere_plus"), H100, SessionOptions()),
         (
             manifest("10.13.0.1", version_compatible=True),
             H100,
@@ -125,6 +132,25 @@ def test_what_can_run_is_let_through(
     engine: Manifest, machine: Machine, options: SessionOptions
 ) -> None:
     check(engine, options, machine)
+
+
+@pytest.mark.parametrize(
+    ("arch", "device", "named", "expected"),
+    [
+        ("sm_80", "A100", -1, 3),
+        ("sm_80", "", -1, 1),
+        ("sm_80", "A100", 2, 2),
+        ("sm_90", "", -1, 1),
+        ("sm_75", "", -1, 0),
+    ],
+    ids=["model", "architecture", "named", "several", "only"],
+)
+def test_an_engine_is_opened_where_it_fits(
+    arch: str, device: str, named: int, expected: int
+) -> None:
+    gpus = (("sm_75", "T4"), ("sm_80", "A30"), ("sm_86", "A40"), ("sm_80", "A100"))
+    target = Target(backend="tensorrt", arch=arch, os=H100.os, device=device)
+    assert place(target, SessionOptions(device=named), on(gpus=gpus)) == expected
 
 
 def test_a_named_gpu_must_exist_and_fit() -> None:

@@ -82,10 +82,13 @@ class Backend(Protocol):
     """How it wants packed weights, by the precision that packs nothing else."""
 
     RESTS: tuple[Rest, ...]
-    """What it computes in around quantized layers; the first where nobody says."""
+    """What it can compute in around quantized layers."""
 
     def targets(self, archs: tuple[str, ...]) -> tuple[Availability, ...]:
         """Return one entry per architecture named, or per one it offers here if none is."""
+
+    def rest(self) -> Rest:
+        """Return what it computes in around quantized layers where nobody says."""
 
     def cannot_compute(self, arch: str, precision: Precision) -> str:
         """Return why no engine for ``arch`` computes in ``precision``, or an empty string."""
@@ -112,8 +115,8 @@ class Backend(Protocol):
 class Runtime(Protocol):
     """What a runtime module offers."""
 
-    def cannot_run(self, target: Target) -> str:
-        """Return why an engine for ``target`` cannot run here, or an empty string."""
+    def cannot_run(self, target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -> str:
+        """Return why an engine of ``settings`` for ``target`` cannot run here, or nothing."""
 
     def preflight(self, manifest: Manifest, options: SessionOptions) -> None:
         """Refuse, before any byte of it is read, an engine that this machine cannot run.

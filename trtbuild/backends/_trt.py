@@ -13,15 +13,16 @@ from trtbuild.backends import (
     staging,
     trt_inspector,
     trt_plan,
-    trt_plugins,
     trt_precision,
     trt_progress,
     trt_refit,
     trt_repeats,
+    trt_session,
     trt_settings,
 )
 from trtbuild.backends.job import PROGRESS
-from trtbuild.backends.trt_api import api
+from trtbuild.backends.session import Attached
+from trtbuild.backends.trt_api import api, load_lean, place_on_dla, started
 from trtbuild.backends.trt_config import Settings
 from trtbuild.backends.trt_layers import read_layers
 from trtbuild.backends.trt_log import Refusal
@@ -49,7 +50,7 @@ class _Build:
         self._messages = self._api.messages
         subject = f"{self._api.title} for {request.target.arch}"
         self._refusal = Refusal(request.graph.path, subject, self._messages)
-        self._builder = self._trt.Builder(self._api.logger)
+        self._builder = started(self._api, lambda: self._trt.Builder(self._api.logger))
         self._config = self._builder.create_builder_config()
         flags = trt_precision.network_flags(self._trt)
         self._network = self._builder.create_network(flags)
@@ -64,19 +65,11 @@ class _Build:
             MissingBackendError: a library cannot be loaded.
             TrustError: a library is not the one of the key.
         """
-        if "plugins" not in self._values:
-            return
-        self._trt.init_libnvinfer_plugins(self._api.logger, "")
-        registry = self._builder.get_plugin_registry()
-
-        def register(path: str) -> bool:
-            self._messages.errors.clear()
-            handle = registry.load_library(path)
-            return handle is not None and not self._messages.errors
-
-        libraries = [path.read_bytes() for path in self._request.plugins]
-        wanted = str(self._values["plugins"])
-        trt_plugins.load(libraries, wanted, register, str(self._request.graph.path))
+        attached = Attached(
+            plugins=tuple(path.read_bytes() for path in self._request.plugins),
+            plugin_digests=str(self._values.get("plugins", "")),
+        )
+        trt_session.load_plugins(self._api, attached, str(self._request.graph.path))
 
     def refitted(self, staged: Staged) -> tuple[bytes, str]:
         """Return the donor's engine with the weights of the staged model.
@@ -126,9 +119,15 @@ class _Build:
                 "reads uint8 as int8, which clips values at 127", [narrowed]
             )
         graph = self._request.graph
+        inputs = [self._network.get_input(index) for index in range(self._network.num_inputs)]
+        for tensor in inputs:
+            if tensor.is_shape_tensor:  # a profile would need a range of its values
+                raise self._refusal.error(
+                    f"reads shapes from the values of the input {tensor.name!r}", []
+                )
         self._check_io(
             "inputs",
-            [self._network.get_input(index) for index in range(self._network.num_inputs)],
+            inputs,
             {spec.name: spec.dtype for spec in graph.inputs},
         )
         self._check_io(
@@ -144,8 +143,11 @@ class _Build:
             BuildError: TensorRT refused one, or uses another value.
         """
         config = self._config
+        if trt_settings.brings_code(self._values):
+            load_lean()
         if hasattr(config, "num_compute_capabilities"):
             self._name_capability()
+        self._expect_dla(staged)
         self._settings.apply(self._values)
         self._mark_refittable(str(self._values.get("refit_individual", "")))
         if "timing_cache" in self._values:
@@ -172,6 +174,7 @@ class _Build:
             engine = self._serialize()
             self._timing.save(self._config)
             return engine
+        trt_repeats.require(self._target)
         engines = []
         for index in range(repeats):
             PROGRESS.debug("building engine %d of %d", index + 1, repeats)
@@ -202,19 +205,30 @@ class _Build:
 
     def _deserialized(self, engine: bytes) -> Any:  # noqa: ANN401  untyped bindings
         self._messages.errors.clear()
-        self._runtime = self._trt.Runtime(self._api.logger)
+        self._runtime = started(self._api, lambda: self._trt.Runtime(self._api.logger))
         # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
         compatible = bool(self._values.get("version_compatible"))
         self._runtime.engine_host_code_allowed = compatible
+        place_on_dla(self._api, self._runtime, int(self._values.get("dla_core", -1)))
         return self._runtime.deserialize_cuda_engine(engine)
 
     def _serialize(self) -> bytes:
-        """Build, and return the engine's bytes after a look at their header."""
+        """Build, and return the engine's bytes after a look at their header.
+
+        Errors are logged for kernels too that a build goes on without: only a build that gives
+        nothing has failed, the errors of any other are findings.
+        """
         PROGRESS.debug("building the engine")
-        self._messages.errors.clear()
+        messages = self._messages
+        messages.errors.clear()
+        messages.times_tactics = True
         plan = self._builder.build_serialized_network(self._network, self._config)
-        if plan is None or self._messages.errors:
-            raise self._refusal.error("cannot build the model", self._messages.errors)
+        messages.times_tactics = False
+        if plan is None:
+            reasons = (*messages.errors, messages.degraded.last_full)
+            raise self._refusal.error("cannot build the model", reasons)
+        messages.warnings += messages.errors
+        messages.errors.clear()
         engine = bytes(plan)
         problem = trt_plan.problem(engine, self._target)
         if problem:
@@ -289,6 +303,25 @@ class _Build:
                 "for fp16 or int8",
                 [],
             )
+        scaled = trt_precision.unreadable_scale(staged.model)
+        if scaled:
+            raise self._refusal.error(
+                f"reads the scales of Q/DQ as float32, and {staged.original(scaled)!r} has "
+                "another type: ask for --rest fp32, or install TensorRT 10 or newer",
+                [],
+            )
+
+    def _expect_dla(self, staged: Staged) -> None:
+        """Refuse a DLA core that is not here, and a network that none computes."""
+        core = int(self._values.get("dla_core", -1))
+        here = int(self._builder.num_DLA_cores)
+        if core >= max(here, 0):
+            has = f"{here} DLA cores" if here > 0 else "no DLA"
+            raise self._refusal.error(f"finds {has} on this machine, asked is core {core}", [])
+        if core >= 0 and not {"FP16", "INT8"}.intersection(
+            trt_precision.flags_of(staged.model)
+        ):
+            raise self._refusal.error("computes nothing in FP32 on DLA", [])
 
     def _check_io(self, what: str, tensors: list[Any], expected: dict[str, str]) -> None:
         found = {

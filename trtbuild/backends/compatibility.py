@@ -7,6 +7,9 @@ version and in all of the next one. 9 was never a version for everybody: after 8
 
 from __future__ import annotations
 
+DRIVERS = {12: 535, 13: 580}
+"""The first driver for a major version of CUDA (TensorRT's wheels are tested from there on)."""
+
 _NEXT_MAJOR = {8: 10, 10: 11}
 
 
@@ -45,10 +48,10 @@ def driver_refusal(library: str, cuda_major: int, driver: tuple[int, int]) -> st
     """
     if driver[0] >= cuda_major:
         return ""
-    lowest = {12: "535", 13: "580"}.get(cuda_major, "")
+    lowest = DRIVERS.get(cuda_major, "")
     return (
         f"{library} is built for CUDA {cuda_major}, the driver supports CUDA {driver[0]}."
-        f"{driver[1]} at most: install driver{' r' + lowest if lowest else ''} or newer, or "
+        f"{driver[1]} at most: install driver{f' r{lowest}' if lowest else ''} or newer, or "
         f"the build of {library} for CUDA {driver[0]}"
     )
 

@@ -18,6 +18,7 @@ from trtbuild.errors import MissingBackendError
 if TYPE_CHECKING:
     from trtbuild.backends.distributions import Installed
 
+CUDA_MAJORS = (13, 12)
 _MIN_COLUMNS = 2
 
 
@@ -36,6 +37,22 @@ def installed(backend: str, names: tuple[str, ...], install: str) -> Fingerprint
             total.update(line.encode() + b"\n")
     first = found[names[0]]
     return Fingerprint(backend=backend, version=first.version, build=total.hexdigest())
+
+
+def layout(module: str) -> tuple[str, ...]:
+    """Return the distributions that hold TensorRT's ``module``; the first has the library.
+
+    Since 10 they are by CUDA version, in 8.6.1 without one, in 8.6.0 a single wheel. What the
+    user names (``tensorrt``) can have another version than they: 8.6.1.post1 has 8.6.1.
+    """
+    stems = (*(f"{module}_cu{major}" for major in CUDA_MAJORS), module)
+    found = ((f"{stem}_libs", f"{stem}_bindings") for stem in stems)
+    return next((names for names in found if distributions.version(names[0])), (module,))
+
+
+def cuda_major(library: str) -> int:
+    """Return the version of CUDA that a distribution of :func:`layout` is for, 0 if unknown."""
+    return next((major for major in CUDA_MAJORS if f"_cu{major}_" in library), 0)
 
 
 def has_module(name: str) -> bool:

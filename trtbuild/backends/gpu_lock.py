@@ -33,11 +33,15 @@ _READABLE = 0o444
 def measured(targets: Sequence[Target]) -> tuple[str, ...]:
     """Return the PCI bus ids of the GPUs that engines for ``targets`` run on here.
 
-    Engines run on the first GPU of their architecture.
+    Engines run on the first GPU of their model, else on the first of their architecture.
     """
-    archs = {each.arch for each in targets}
-    buses = dict(zip(reversed(gpu.archs()), reversed(gpu.pci_bus_ids()), strict=True))
-    return tuple(sorted({bus for arch, bus in buses.items() if arch in archs}))
+    found = set()
+    here = tuple(zip(gpu.gpus(), gpu.pci_bus_ids(), strict=True))
+    for target in targets:
+        fits = [(each.identity, bus) for each, bus in here if each.arch == target.arch]
+        of_model = [bus for identity, bus in fits if identity == target.device]
+        found.update((of_model or [bus for _, bus in fits])[:1])
+    return tuple(sorted(found))
 
 
 @contextlib.contextmanager

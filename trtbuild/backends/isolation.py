@@ -30,6 +30,7 @@ from trtbuild.backends.job import (
     encode,
     error_of,
 )
+from trtbuild.backends.trt_settings import PINNED
 from trtbuild.errors import BuildError, StoreError
 
 if TYPE_CHECKING:
@@ -127,10 +128,13 @@ def _prefix(program: str, request: BuildRequest, folder: Path) -> list[str]:
     if not program:
         return []
     writable = [folder]
-    if request.timing_cache is not None:  # builds share it, with a lock beside it
-        writable.append(request.timing_cache.parent.resolve())
     donors = (request.donor,) if request.donor else ()
-    readable = (request.graph.path.parent, *request.plugins, *donors)
+    readable = [request.graph.path.parent, *request.plugins, *donors]
+    cache = request.timing_cache
+    if cache is not None and str(dict(request.settings).get("timing_cache")).startswith(PINNED):
+        readable.append(cache.resolve())  # a file of the store, which a build only reads
+    elif cache is not None:  # builds share it, with a lock beside it
+        writable.append(cache.parent.resolve())
     return sandbox.confined(program, readable, writable)
 
 

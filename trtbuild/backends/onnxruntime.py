@@ -113,6 +113,11 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     return tuple(_availability(arch, here, missing) for arch in archs or (here,))
 
 
+def rest() -> Rest:
+    """Return what computes around quantized layers where nobody says."""
+    return RESTS[0]
+
+
 def cannot_compute(arch: str, precision: Precision) -> str:
     """Return an empty string: what :data:`PRECISIONS` names, every processor computes."""
     del arch, precision

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from trtbuild.backends import Session
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
-    from trtbuild.engine import Manifest, ShapeRange
+    from trtbuild.engine import Manifest, Setting, ShapeRange
 
 _ERRORS_ONLY = 3
 _MANY = 1 << 20
@@ -223,8 +223,9 @@ def failures(inputs: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
         raise DataError(message) from error
 
 
-def cannot_run(target: Target) -> str:
+def cannot_run(target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -> str:
     """Return why an engine for ``target`` cannot run here, or an empty string."""
+    del settings  # none makes an engine for more than one processor
     here = Target(backend=target.backend, arch=processor.arch(), os=processor.os_name())
     if here == target:
         return ""

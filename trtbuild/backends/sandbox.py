@@ -41,8 +41,11 @@ _SETTINGS = (
     "/run/nvidia-persistenced",
     "/sys",
 )
-_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvsciipc", "dri", "dxg")
-"""Data center and desktop, Jetson, and WSL."""
+_DEVICES = (
+    *("nvidia*", "dri", "dxg"),
+    *("nvhost*", "nvmap", "nvsciipc", "nvgpu", "host1x-fence"),
+)
+"""Data center, desktop and WSL; and Jetson, of which JetPack 6 has the last two."""
 
 _SITE = ("site-packages", "dist-packages")
 _TRIAL_S = 30

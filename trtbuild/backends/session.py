@@ -63,22 +63,25 @@ class Attached(Value, frozen=True, kw_only=True):
 
     ``plugins`` are the contents of libraries, whose digests ``plugin_digests``, the setting of
     its key, holds joined by commas. ``weights`` is the network, as ONNX, whose weights an
-    engine is given that was stored without them; empty for all others.
+    engine is given that was stored without them; empty for all others. ``dla_core`` is the
+    accelerator of a Jetson that it was built for, -1 for none.
     """
 
     plugins: tuple[bytes, ...] = ()
     plugin_digests: str = ""
     weights: bytes = b""
+    dla_core: int = -1
 
 
 NOTHING = Attached()
 
 
 class Plan(Value, frozen=True, kw_only=True):
-    """The bytes of an engine, and the network whose weights it is given, if it has none."""
+    """The bytes of an engine, and of :class:`Attached` what its runtime must be told."""
 
     engine: bytes
     weights: bytes = b""
+    dla_core: int = -1
 
 
 class LoadedSession(Session, Protocol):

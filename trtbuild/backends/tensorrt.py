@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import Availability, distributions, gpu, processor, trt_settings
+from trtbuild.backends import (
+    Availability,
+    compatibility,
+    distributions,
+    gpu,
+    processor,
+    trt_settings,
+)
 from trtbuild.backends import fingerprint as fingerprints
 from trtbuild.backends.tensorrt_rtx import RESTS, SCHEME, SCHEMES, WEIGHTS
 from trtbuild.engine import Target
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trtbuild.backends.job import BuildRequest
-    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Setting
+    from trtbuild.engine import BuildRecord, Fingerprint, Precision, Rest, Setting
     from trtbuild.graph import Graph
 
 __all__ = ["OPTIONS", "RESTS", "SCHEME", "SCHEMES", "WEIGHTS"]
@@ -29,18 +36,10 @@ REFUSED: Mapping[str, str] = {}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "nvfp4")
 
 _INSTALL = "trtbuild[tensorrt]"
-_LAYOUTS = (
-    ("tensorrt_cu13_libs", "tensorrt_cu13_bindings"),
-    ("tensorrt_cu12_libs", "tensorrt_cu12_bindings"),
-    ("tensorrt_libs", "tensorrt_bindings"),
-    ("tensorrt",),
-)
-"""The distributions that hold the library: since 10 by CUDA version, in 8.6.1 without one, in
-8.6.0 a single wheel."""
-
-_NEEDS = {"cu13": ((13, 0), 580), "cu12": ((12, 0), 525)}
-"""The CUDA version that a driver must be for, and the first driver that is, by the wheels' CUDA
-(CUDA toolkit release notes; a minor version more runs by compatibility)."""
+_OLDEST = (((10, 5), 75, "10.4"), ((9, 0), 70, "8.6"), ((8, 6), 50, "8.5"))
+"""From which version on which architecture is the oldest, and the last that had older ones: no
+Volta since 10.5 (its release notes), no Pascal since 9 (NVIDIA/TensorRT 3826), no Kepler since
+8.6 (release notes of 8.5)."""
 
 _SINCE: Mapping[Precision, int] = {"bf16": 80, "fp8": 89, "int4": 80, "nvfp4": 100}
 """The first architecture with a format."""
@@ -51,6 +50,12 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     here = gpu.gpus()
     wanted = archs or tuple(dict.fromkeys(each.arch for each in here)) or ("gpu",)
     return tuple(_availability(arch, here) for arch in wanted)
+
+
+def rest() -> Rest:
+    """Return what computes around quantized layers; 8.6 reads only the scales of FP32."""
+    library = distributions.version(_layout()[0])
+    return "fp32" if library.startswith("8.") else RESTS[0]
 
 
 def cannot_compute(arch: str, precision: Precision) -> str:
@@ -82,7 +87,7 @@ def _cannot_build(arch: str, here: tuple[gpu.Gpu, ...]) -> str:
             f"TensorRT builds for the GPU it runs on, here {', '.join(known)}: build on a "
             f"machine that has {arch}, or for tensorrt-rtx:{arch}, which needs none"
         )
-    return _old_driver(gpu.driver_cuda(), _layout()[0])
+    return _old_gpu(arch) or _old_driver(gpu.driver_cuda(), _layout()[0])
 
 
 def _no_gpu() -> str:
@@ -92,21 +97,34 @@ def _no_gpu() -> str:
     )
 
 
+def _old_gpu(arch: str) -> str:
+    """Return why the installed TensorRT builds nothing for an architecture, or nothing."""
+    version = distributions.version(_layout()[0])
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    least, until = next((row[1:] for row in _OLDEST if numbers >= row[0]), (0, ""))
+    if int(arch.removeprefix("sm_")) >= least:
+        return ""
+    return (
+        f"TensorRT {version} builds for sm_{least} and newer: install TensorRT {until} or "
+        "older, or use another GPU"
+    )
+
+
 def _old_driver(driver: tuple[int, int], library: str) -> str:
     """Return why a driver for CUDA ``driver`` does not run a distribution of TensorRT."""
-    for flavor, (cuda, release) in _NEEDS.items():
-        if flavor in library and driver < cuda:
-            other = "; or pip install tensorrt-cu12" if flavor == "cu13" else ""
-            return (
-                f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, and {library} "
-                f"{distributions.version(library)} needs {cuda[0]}.{cuda[1]}: install driver "
-                f"{release} or newer{other}"
-            )
-    return ""
+    major = fingerprints.cuda_major(library)
+    if driver[0] >= major:
+        return ""
+    other = "; or pip install tensorrt-cu12" if major > min(fingerprints.CUDA_MAJORS) else ""
+    return (
+        f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, and {library} "
+        f"{distributions.version(library)} needs {major}.0: install driver "
+        f"{compatibility.DRIVERS[major]} or newer{other}"
+    )
 
 
 def _layout() -> tuple[str, ...]:
-    return next((names for names in _LAYOUTS if distributions.version(names[0])), _LAYOUTS[-1])
+    return fingerprints.layout(NAME)
 
 
 def fingerprint(target: Target) -> Fingerprint:

@@ -149,6 +149,11 @@ def targets(archs: tuple[str, ...]) -> tuple[Availability, ...]:
     return tuple(_availability(arch, here) for arch in wanted)
 
 
+def rest() -> Rest:
+    """Return what computes around quantized layers where nobody says."""
+    return RESTS[0]
+
+
 def cannot_compute(arch: str, precision: Precision) -> str:
     """Return why no engine for ``arch`` computes in ``precision``, or an empty string."""
     return _LACKS.get(precision, {}).get(arch, "").format(arch=arch)

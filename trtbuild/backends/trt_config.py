@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from trtbuild.engine import Setting
 
 _T = TypeVar("_T")
-_MIB = 1 << 20
 
 
 class Settings:
@@ -78,7 +77,7 @@ class Settings:
         Raises:
             BuildError: TensorRT refused one, uses another value, or does not have it.
         """
-        self._workspace(int(settings["workspace_mib"]) * _MIB)
+        self._limits(settings)
         verbosity = self._trt.ProfilingVerbosity.DETAILED
         self._property("profiling_verbosity", "profiling_verbosity", verbosity)
         # fp32 means fp32: TF32, on by default, keeps 10 bits of the mantissa.
@@ -129,10 +128,15 @@ class Settings:
             lambda: getattr(config, attribute),
         )
 
-    def _workspace(self, limit_bytes: int) -> None:
-        pool = self._trt.MemoryPoolType.WORKSPACE
+    def _limits(self, settings: Mapping[str, Setting]) -> None:
+        for name, (pool, unit) in trt_settings.POOLS.items():
+            if name == "workspace_mib" or self._is_chosen(settings, name):
+                self._limit(name, pool, int(settings[name]) * unit)
+
+    def _limit(self, name: str, pool_name: str, limit_bytes: int) -> None:
+        pool = self._trt.MemoryPoolType.__members__[pool_name]
         self.take(
-            "workspace_mib",
+            name,
             limit_bytes,
             lambda value: self._config.set_memory_pool_limit(pool, value),
             lambda: self._config.get_memory_pool_limit(pool),

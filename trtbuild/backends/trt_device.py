@@ -51,7 +51,7 @@ def open_engine(
     with device.active():
         with device.lock:
             device.require("the engine's file", len(plan.engine) + len(plan.weights))
-            engine = Engine(plan, found, options)
+            engine = Engine(plan, found, options, device.free_bytes)
         return TrtSession(engine, device, options, labels)
 
 

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.backends import trt_refit
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import Bounds
+from trtbuild.backends.trt_api import place_on_dla, started
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trtbuild.backends.profile_choice import Sizes
     from trtbuild.backends.session import Plan, SessionOptions
     from trtbuild.backends.trt_api import Api
+
+_CUT_BYTES = 1 << 31
+_MARGIN_BYTES = 256 << 20
+"""Left free beside weights and scratch memory: kernels, inputs and outputs."""
 
 
 class Engine:
@@ -22,17 +29,25 @@ class Engine:
     The runtime must outlive its engine, and the engine its contexts. ``inputs`` and
     ``outputs`` are in the engine's order. ``host`` are the tensors that TensorRT reads or
     writes on the host, shapes mostly. ``profiles`` has one entry per profile, by input.
+    ``free_bytes`` tells how much memory its device has left.
     """
 
-    def __init__(self, plan: Plan, found: Api, options: SessionOptions) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        found: Api,
+        options: SessionOptions,
+        free_bytes: Callable[[], int],
+    ) -> None:
         self.title = found.title
         self._api = found
         self._trt = found.trt
         self._runtime = self._new_runtime(options)
+        place_on_dla(found, self._runtime, plan.dla_core)
         self._engine = self._deserialize(plan.engine)
         if plan.weights:
             self._complete(plan.weights)
-        self._set_weight_budget(options)
+        self._set_weight_budget(options, free_bytes)
         self._config = self._runtime_config()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         reading = self._trt.TensorIOMode.INPUT
@@ -134,7 +149,7 @@ class Engine:
         self._runtime = None
 
     def _new_runtime(self, options: SessionOptions) -> Any:  # noqa: ANN401  untyped bindings
-        runtime = self._trt.Runtime(self._api.logger)
+        runtime = started(self._api, lambda: self._trt.Runtime(self._api.logger))
         runtime.engine_host_code_allowed = options.allow_host_code
         if bool(runtime.engine_host_code_allowed) != options.allow_host_code:
             raise TrustError(self.refusal("did not switch off host code in engines"))
@@ -164,9 +179,16 @@ class Engine:
                 f"without them: {error}. Build it again, or without strip_plan"
             ) from error
 
-    def _set_weight_budget(self, options: SessionOptions) -> None:
-        """Decide, before the first context, how many of the weights stay on the device."""
-        streamable = getattr(self._engine, "streamable_weights_size", 0)
+    def _set_weight_budget(
+        self, options: SessionOptions, free_bytes: Callable[[], int]
+    ) -> None:
+        """Decide, before the first context, how many of the weights stay on the device.
+
+        Raises:
+            UsageError: a budget was given for an engine that streams nothing.
+            MissingBackendError: TensorRT does not take the budget.
+        """
+        streamable = int(getattr(self._engine, "streamable_weights_size", 0))
         if not streamable:
             if options.weight_budget_mib:
                 message = (
@@ -175,9 +197,29 @@ class Engine:
                 )
                 raise UsageError(message)
             return
-        automatic = self._engine.get_weight_streaming_automatic_budget()
-        budget = options.weight_budget_mib << 20 or automatic
-        self._engine.weight_streaming_budget_v2 = min(budget, streamable)
+        budget = options.weight_budget_mib << 20 or self._own_budget(streamable, free_bytes)
+        wanted = min(budget, streamable)
+        self._engine.weight_streaming_budget_v2 = wanted
+        got = self._engine.weight_streaming_budget_v2
+        if got != wanted:
+            detail = "; ".join(dict.fromkeys(self._api.messages.errors))
+            message = (
+                f"{self.title} did not take a budget of {wanted} bytes for the weights on the "
+                f"device, it has {got}{': ' + detail if detail else ''}: free device memory, "
+                "or give another weight_budget_mib"
+            )
+            raise MissingBackendError(message)
+
+    def _own_budget(self, streamable: int, free_bytes: Callable[[], int]) -> int:
+        """Return TensorRT's automatic budget, or ours where its bindings cut it short.
+
+        They return it in 32 bits (``get_weight_streaming_automatic_budget``, 10.13 to 11.4).
+        """
+        automatic = int(self._engine.get_weight_streaming_automatic_budget())
+        if automatic >= 0 and streamable < _CUT_BYTES:
+            return automatic
+        self._engine.weight_streaming_budget_v2 = 0  # then scratch memory is at its largest
+        return max(0, free_bytes() - self._scratch_bytes() - _MARGIN_BYTES)
 
     def _runtime_config(self) -> Any:  # noqa: ANN401  untyped bindings
         """Return TensorRT-RTX's: kernels that one context compiled serve all others too."""

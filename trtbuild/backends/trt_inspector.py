@@ -76,9 +76,12 @@ def information(trt: ModuleType, engine: Any) -> str:  # noqa: ANN401  untyped b
     """Return what the inspector of ``engine`` says, for the optimal shapes of profile 0.
 
     Without shapes TensorRT tells no types of an engine with open ones ("N/A due to dynamic
-    shapes"). It takes the device memory of an execution context for that time.
+    shapes"). It takes the device memory of an execution context for that time. Empty where
+    TensorRT gives no inspector.
     """
     inspector = engine.create_engine_inspector()
+    if inspector is None:
+        return ""
     context = engine.create_execution_context()
     if context is not None:
         for index in range(engine.num_io_tensors):

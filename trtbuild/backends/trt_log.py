@@ -28,9 +28,26 @@ _HARMLESS = re.compile(
 should be, the runtime checks the type of every input."""
 
 _WORKSPACE = "raise the build option workspace_mib"
+DRIVER = (
+    "install the NVIDIA driver that this version needs, or its build for the driver's CUDA; "
+    "'trtbuild doctor' tells which driver is here"
+)
+_GPU_UNKNOWN = (
+    "a GPU that is newer than TensorRT needs a newer TensorRT, one older than sm_75 needs "
+    "TensorRT 10.4 or older: install that, or use another GPU"
+)
+_GPU_FULL = (
+    "free the GPU (see nvidia-smi), lower the build option workspace_mib or the "
+    "largest shapes of the profiles, or build on a GPU with more memory"
+)
 _REFIT = (
     "an engine that can be refitted or stripped is built on a machine with a GPU: move there, "
     "or leave out refit and strip_plan"
+)
+
+_NARROWED = (
+    "give them the types that it reads, with a Cast in the model; for INT64, which 8.6 lacks, "
+    "or install TensorRT 10 or newer"
 )
 
 _OR_PLUGIN = ", or name a --plugin"
@@ -40,27 +57,57 @@ _OR_ELSEWHERE = (
 )
 
 _SKIPPED = re.compile(
-    r"Skipping tactic .*(?:memory|workspace)|insufficient to use tactic|"
-    r"tactics do not have sufficient workspace"
+    r"Skipping tactic .*(?:(?<!illegal )memory|workspace|oom error)|"
+    r"insufficient to use tactic|tactics do not have sufficient workspace"
 )
+_UNSUITED = re.compile(r"Skipping tactic .* due to exception canImplement")
+"""Logged as an error, but only says that a kernel is not for this layer (onnxruntime 22164)."""
+
 _FAILED = re.compile(r"Skipping tactic ")
+_GPU_MEMORY = re.compile(
+    r"OutOfMemory \(|\(out of memory\)|Requested amount of GPU memory|defaultAllocator\.cpp"
+)
+"""Logged as errors whenever a tactic gets no memory, also in builds that then go on without it
+(NVIDIA/TensorRT 2643, 3882)."""
+
+_DUMPED = re.compile(
+    r"memory allocations dump as below|^\[\w+\]:\d+ ?:.* in \w+: at \S+: \d+ idx: \d+"
+)
+"""The list of all allocations that follows, a warning each (NVIDIA/TensorRT 3183)."""
+
 _MISSED = re.compile(r"(?:not found in|[Mm]iss(?:ed|ing)? .*) (?:the )?(?:local )?timing cache")
 _REQUEST_MIB = re.compile(r"Tactic Device request: (\d+) ?MB")
-_REQUEST_BYTES = re.compile(r"insufficient memory on requested size of (\d+)")
+_REQUEST_BYTES = re.compile(
+    r"(?:insufficient memory|oom error) on requested size of (\d+)|"
+    r"Requested amount of GPU memory \((\d+) bytes\)|Requested size was (\d+) bytes"
+)
 
 _REMEDIES = (
+    ("Target GPU SM", _GPU_UNKNOWN),
+    ("Unsupported SM", _GPU_UNKNOWN),
+    ("no kernel image", _GPU_UNKNOWN),
+    ("driver version is insufficient", DRIVER),
+    ("CUDA initialization failure", DRIVER),
+    ("on this machine, asked is core", "name a core that is there, or leave dla_core out"),
+    ("nothing in FP32 on DLA", "ask for --precision fp16 or int8, or leave dla_core out"),
     ("within workspace limit", _WORKSPACE),
     ("workspace memory", _WORKSPACE),
     ("insufficient workspace", _WORKSPACE),
     ("try increasing the workspace", _WORKSPACE),
+    (
+        "libnvinfer_lean",
+        "pip install tensorrt-lean of the same version, or set exclude_lean_runtime",
+    ),
+    (
+        "libnvinfer_builder_resource_win",
+        (
+            "install TensorRT's Debian package libnvinfer-win-builder-resource or its archive, "
+            "with that library's folder in LD_LIBRARY_PATH; or leave runtime_platform out"
+        ),
+    ),
     ("graph_jit.cpp", _REFIT),
     ("has no setting", "leave it out, or install a version of TensorRT that has it"),
     ("did not take", "choose a value that it keeps"),
-    (
-        "imingCache",
-        "the pinned timing cache lacks a tactic: build once with --timing-cache auto, then pin",
-    ),
-    ("iming cache", "build with --timing-cache off, or delete the cache's file"),
     ("FP32 GEMM is not supported", "convert the model to fp16, or build for sm_80 or newer"),
     (
         "HW-specific datatypes",
@@ -73,9 +120,20 @@ _REMEDIES = (
             "replace the operator, or keep it in floating point (--keep-float)"
         ),
     ),
+    (
+        "imingCache",
+        "the pinned timing cache lacks a tactic: build once with --timing-cache auto, then pin",
+    ),
+    ("iming cache", "build with --timing-cache off, or delete the cache's file"),
     ("has no runners", "keep the operator outside of the engine"),
     ("lugin", "it has no such operator: keep it outside of the engine{or_plugin}"),
-    ("INT32", "leave biases in floating point"),
+    ("has type Int32 but must have", "leave biases in floating point"),
+    (
+        "reads shapes from the values",
+        "make it a constant of the model, or compute it there from the shape of another input",
+    ),
+    ("reads the inputs as", _NARROWED),
+    ("reads the outputs as", _NARROWED),
     ("Non-zero zero point", "quantize symmetrically"),
 )
 
@@ -85,6 +143,7 @@ class Messages:
 
     ``degraded`` counts what made the engine slower than it could be. ``tells_timing``: the log
     is all there is of progress, as in 8.6, and each layer that is timed is told.
+    ``times_tactics``: the builder is at work, and goes on without a kernel that gets no memory.
     """
 
     def __init__(self) -> None:
@@ -93,6 +152,7 @@ class Messages:
         self.degraded = Degraded()
         self.layers = ""
         self.tells_timing = False
+        self.times_tactics = False
         self._staged: Staged | None = None
 
     def follow(self, staged: Staged) -> None:
@@ -105,6 +165,9 @@ class Messages:
 
     def take(self, severity: str, text: str) -> None:
         """Take one message of TensorRT; ``severity`` is the name of its level."""
+        if self.times_tactics and _GPU_MEMORY.search(text):
+            self.degraded.take_full(self.tidy(text))
+            return
         if self.degraded.take(text):
             return
         if severity in {"ERROR", "INTERNAL_ERROR"}:
@@ -116,13 +179,17 @@ class Messages:
         elif text.startswith(HEADER):
             self.layers = text
         elif self._staged is not None:
-            match = _PARSING.search(text)
-            node = self._staged.nodes.get(match[1]) if match else None
-            if node is not None:
-                PROGRESS.debug("parsing node %r (%s)", node.name, node.operator)
-            timed = _TIMED.search(text) if self.tells_timing else None
-            if timed is not None:
-                PROGRESS.debug("timing %s", self.tidy(timed[1]))
+            self._tell(text, self._staged)
+
+    def _tell(self, text: str, staged: Staged) -> None:
+        """Tell what the build is at, where a line says that."""
+        match = _PARSING.search(text)
+        node = staged.nodes.get(match[1]) if match else None
+        if node is not None:
+            PROGRESS.debug("parsing node %r (%s)", node.name, node.operator)
+        timed = _TIMED.search(text) if self.tells_timing else None
+        if timed is not None:
+            PROGRESS.debug("timing %s", self.tidy(timed[1]))
 
     def tidy(self, text: str) -> str:
         """Return one line without noise and source places, with the user's node names."""
@@ -142,22 +209,25 @@ class Degraded:
     "Tactic Device request: 5123MB Available: 2048MB. Device memory is insufficient to use
     tactic.", "[UNSUPPORTED_STATE]Skipping tactic 3 due to insufficient memory on requested size
     of 5371854848 detected for tactic 0x...", "Some tactics do not have sufficient workspace
-    memory to run.", "... is not found in the timing cache".
+    memory to run.", "... is not found in the timing cache", and while tactics are timed
+    "[virtualMemoryBuffer.cpp::resizePhysical] Error Code 2: OutOfMemory (...)",
+    "[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)", "Requested
+    amount of GPU memory (4294967296 bytes) could not be allocated."
     """
 
     def __init__(self) -> None:
         self.skipped = 0
+        self.full = 0
+        self.last_full = ""
         self.missed = 0
         self.most_mib = 0
         self.failed = 0
 
     def take(self, text: str) -> bool:
         """Count a line if it is of this kind, and tell whether it is."""
-        mib = _REQUEST_MIB.search(text)
-        size = _REQUEST_BYTES.search(text)
-        if mib or size:
-            wanted = int(mib[1]) if mib else int(size[1]) >> 20 if size else 0
-            self.most_mib = max(self.most_mib, wanted)
+        if _UNSUITED.search(text) or _DUMPED.search(text):
+            return True
+        mib = self._measure(text)
         if _SKIPPED.search(text):
             self.skipped += 1
         elif _MISSED.search(text):
@@ -165,14 +235,33 @@ class Degraded:
         elif _FAILED.search(text):
             self.failed += 1
         else:
-            return bool(mib or size) and "nsufficient" in text
+            return mib and "nsufficient" in text
         return True
+
+    def take_full(self, text: str) -> None:
+        """Count a line that says that the GPU has no memory left, and keep the last."""
+        self._measure(text)
+        self.full += 1
+        self.last_full = text
+
+    def _measure(self, text: str) -> bool:
+        """Keep the largest size that was asked for; tell whether a line says one."""
+        mib = _REQUEST_MIB.search(text)
+        size = _REQUEST_BYTES.search(text)
+        wanted = int(mib[1]) if mib else int(size[size.lastindex or 1]) >> 20 if size else 0
+        self.most_mib = max(self.most_mib, wanted)
+        return bool(mib or size)
 
     def findings(self) -> tuple[str, ...]:
         """Return what a reader of the report should know, and do."""
         found = []
+        most = f" (the largest wanted {self.most_mib} MiB)" if self.most_mib else ""
+        if self.full and not self.skipped:
+            found.append(
+                f"degraded build: the GPU had no memory left, {self.full} times{most}. The "
+                "engine is correct and may be slow: free the GPU, and build again"
+            )
         if self.skipped:
-            most = f" (the largest wanted {self.most_mib} MiB)" if self.most_mib else ""
             found.append(
                 f"degraded build: tactics were skipped for lack of memory, {self.skipped} "
                 f"times{most}. The engine is correct and may be slow: free the GPU, or raise "
@@ -203,17 +292,25 @@ class Refusal:
         """Return the error that TensorRT ``what``, for these reasons, with what to do.
 
         Raises:
-            MemoryError: the reasons say that memory was lacking.
+            MemoryError: the reasons say that the machine's memory was lacking.
         """
         detail = "; ".join(dict.fromkeys(filter(None, reasons)))
-        if any(word in detail for word in MEMORY_WORDS):
+        degraded = self.messages.degraded
+        full = _GPU_MEMORY.search(detail) is not None
+        on_gpu = "TensorRT-RTX" not in self._subject  # which builds in the machine's memory
+        if full and not on_gpu:
+            raise MemoryError(detail)
+        if not full and any(word in detail for word in MEMORY_WORDS):
             raise MemoryError(detail)
         said = f": {detail}" if detail else ""
-        skipped = self.messages.degraded.findings() if "mplementation" in detail else ()
+        if full:
+            most = f", the largest piece {degraded.most_mib} MiB" if degraded.most_mib else ""
+            said += f". The memory of the GPU was not enough{most}"
+        skipped = degraded.findings() if "mplementation" in detail and not full else ()
         also = "".join(f". {finding}" for finding in skipped)
+        advice = _GPU_FULL if full else remedy(what + detail, self._subject)
         return BuildError(
-            f"{self._model}: {self._subject} {what}{said}{also}. What to do: "
-            f"{remedy(what + detail, self._subject)}"
+            f"{self._model}: {self._subject} {what}{said}{also}. What to do: {advice}"
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TYPED = "STRONGLY_TYPED"
 
+_FLOAT = onnx.TensorProto.FLOAT
 _FLOATS: Mapping[int, str] = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _FREE = (*_QDQ, "Cast", "Constant", "ConstantOfShape", "If", "Loop", "Scan", "Shape", "Size")
@@ -59,6 +60,21 @@ def lacking(model: onnx.ModelProto, flags: Iterable[str]) -> tuple[str, ...]:
     usable = set(flags) - {"FP8"}
     types = set(_all_types(model))
     return tuple(name for code, name in _NEEDED.items() if code in types and name not in usable)
+
+
+def unreadable_scale(model: onnx.ModelProto) -> str:
+    """Return the name of a Q/DQ node whose scale is not float32, or an empty string.
+
+    The parser of 8.6 reads scales as float32, whatever type they have (onnx-tensorrt 8.6,
+    ``QuantizeLinear`` and ``DequantizeLinear`` in ``builtin_op_importers.cpp``).
+    """
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for graph in _graphs(inferred.graph):
+        types = _types(inferred, graph)
+        for node in graph.node:
+            if node.op_type in _QDQ and types.get(node.input[1], _FLOAT) != _FLOAT:
+                return str(node.name)
+    return ""
 
 
 def flags_of(model: onnx.ModelProto) -> tuple[str, ...]:

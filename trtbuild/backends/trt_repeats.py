@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtbuild.backends import runtime
+from trtbuild.backends import gpu, runtime, trt_session
+from trtbuild.backends.session import Attached, SessionOptions
+from trtbuild.errors import MissingBackendError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trtbuild.backends.job import BuildRequest
+    from trtbuild.engine import Target
 
 _WARM_UP = 5
 _ROUNDS = 50
@@ -27,6 +30,18 @@ def fastest(seconds: Sequence[Sequence[float]]) -> int:
     return medians.index(min(medians))
 
 
+def require(target: Target) -> None:
+    """Refuse to build several engines where none could be measured afterwards.
+
+    Raises:
+        MissingBackendError: something is not installed; the message says what to install.
+    """
+    reason = trt_session.lacks(target.backend, trt_session.here(target.backend))
+    if reason:
+        message = f"{target}: build_repeats measures the engines: {reason}, or leave it out"
+        raise MissingBackendError(message)
+
+
 def measure(engines: Sequence[bytes], request: BuildRequest) -> list[list[float]]:
     """Return times of calls in seconds by engine, copies included, in turns of one call each.
 
@@ -36,7 +51,20 @@ def measure(engines: Sequence[bytes], request: BuildRequest) -> list[list[float]
         MissingBackendError: engines cannot run here.
     """
     module = runtime(request.target.backend)
-    sessions = [module.open_session(engine, request.target) for engine in engines]
+    settings = dict(request.settings)
+    options = SessionOptions(
+        # Our own bytes: a version-compatible engine holds a lean runtime, which is host code.
+        allow_host_code=bool(settings.get("version_compatible")),
+        device=gpu.pci_bus_ids().index(request.gpu) if request.gpu else -1,
+    )
+    attached = Attached(
+        plugins=tuple(path.read_bytes() for path in request.plugins),
+        plugin_digests=str(settings.get("plugins", "")),
+        dla_core=int(settings.get("dla_core", -1)),
+    )
+    sessions = [
+        module.open_session(engine, request.target, options, attached) for engine in engines
+    ]
     feeds = _zeros(request)
     seconds: list[list[float]] = [[] for _ in engines]
     for turn in range(_WARM_UP + _ROUNDS):

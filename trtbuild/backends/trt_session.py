@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +14,7 @@ from trtbuild.backends import (
     gpu,
     processor,
     trt_plugins,
+    trt_settings,
 )
 from trtbuild.backends.session import DEFAULT, NOTHING, Plan
 from trtbuild.engine import Value
@@ -23,11 +23,12 @@ from trtbuild.errors import MissingBackendError, TrustError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy.typing as npt
+
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.backends.trt_api import Api
     from trtbuild.engine import Manifest, Setting, ShapeRange, Target
 
-_CUDA_MAJORS = (13, 12)
 _TENSORRT = "tensorrt"
 _LEAN = "tensorrt_lean"
 _MODULES: Mapping[str, tuple[str, ...]] = {
@@ -110,10 +111,8 @@ def misfit(target: Target, settings: Mapping[str, Setting], machine: Machine) ->
             f"the engine holds kernels chosen on another model, {target.device}, this machine "
             f"has {', '.join(models)}: build it for this one, or with hardware_compatible"
         )
-    if settings.get("hardware_compatible") == "ampere_plus" and any(
-        _number(arch) >= max(_AMPERE, _number(target.arch)) for arch in archs
-    ):
-        return ""
+    if settings.get("hardware_compatible") == "ampere_plus" and any(map(_is_ampere, archs)):
+        return ""  # on all of them, also on those before the one that built it
     return (
         f"the engine is for {target.arch}, this machine's GPU is {', '.join(archs)}: build "
         "for it, or move"
@@ -138,7 +137,7 @@ def version_misfit(manifest: Manifest, library: Library, *, allow_host_code: boo
     reason = compatibility.refusal(built_with, library.version, version_compatible=compatible)
     if reason:
         return reason
-    brings_code = compatible and not settings.get("exclude_lean_runtime")
+    brings_code = trt_settings.brings_code(settings)
     if brings_code and not library.lean and not allow_host_code:
         return (
             "a version-compatible engine brings its own runtime, code for the processor: "
@@ -148,10 +147,10 @@ def version_misfit(manifest: Manifest, library: Library, *, allow_host_code: boo
     return ""
 
 
-def cannot_run(target: Target) -> str:
-    """Return why an engine for ``target`` cannot run here, or an empty string."""
+def cannot_run(target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -> str:
+    """Return why an engine of ``settings`` for ``target`` cannot run here, or nothing."""
     machine = here(target.backend)
-    return lacks(target.backend, machine) or misfit(target, {}, machine)
+    return lacks(target.backend, machine) or misfit(target, dict(settings), machine)
 
 
 def preflight(manifest: Manifest, options: SessionOptions) -> None:
@@ -206,41 +205,91 @@ def open_session(
         BuildError: a tensor has a type or layout that NumPy lacks.
     """
     del profiles
+    found, index = prepared(target, options, attached)
+    from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
+
+    labels = {"backend": target.backend, "arch": target.arch}
+    plan = Plan(engine=engine, weights=attached.weights, dla_core=attached.dla_core)
+    return trt_device.open_engine(plan, index, found, options, labels)
+
+
+def layer_ms(
+    engine: bytes,
+    target: Target,
+    options: SessionOptions,
+    attached: Attached,
+    inputs: Mapping[str, npt.NDArray[Any]],
+) -> dict[str, float]:
+    """Return the time of each layer of an engine, opened as :func:`open_session` opens it.
+
+    By the engine's own names, in milliseconds per call.
+
+    Raises:
+        MissingBackendError: as :func:`open_session`.
+        TrustError: as :func:`open_session`.
+        BuildError: the engine fails, or has outputs whose shape depends on values.
+    """
+    found, index = prepared(target, options, attached)
+    from trtbuild.backends import trt_times  # noqa: PLC0415  its imports need a driver
+
+    plan = Plan(engine=engine, weights=attached.weights, dla_core=attached.dla_core)
+    return trt_times.engine_layer_ms(plan, index, found, options, inputs)
+
+
+def prepared(target: Target, options: SessionOptions, attached: Attached) -> tuple[Api, int]:
+    """Return the library, the engine's plug-ins loaded, and the place of its GPU.
+
+    Raises:
+        MissingBackendError: something is missing here, or a plug-in library cannot be loaded.
+        TrustError: a library is not the one of the key.
+    """
     machine = here(target.backend)
     reason = lacks(target.backend, machine)
     if reason or machine.library is None:
         raise MissingBackendError(reason)
-    from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
-
-    archs = [arch for arch, _ in machine.gpus]
-    index = options.device
-    if index < 0:
-        wanted = (target.arch, target.device)
-        index = archs.index(target.arch) if target.arch in archs else 0
-        if wanted in machine.gpus:
-            index = machine.gpus.index(wanted)
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
-    labels = {"backend": target.backend, "arch": target.arch}
-    plan = Plan(engine=engine, weights=attached.weights)
-    return trt_device.open_engine(plan, index, found, options, labels)
+    return found, place(target, options, machine)
+
+
+def place(target: Target, options: SessionOptions, machine: Machine) -> int:
+    """Return the place of the GPU that an engine is opened on, in the driver's order.
+
+    It is the one that ``options`` name, else the first of the engine's model, else of its
+    architecture, else, for an engine that runs on several, the first that is new enough.
+    """
+    if options.device >= 0:
+        return options.device
+    archs = [arch for arch, _ in machine.gpus]
+    wanted = (target.arch, target.device)
+    if wanted in machine.gpus:
+        return machine.gpus.index(wanted)
+    if target.arch in archs:
+        return archs.index(target.arch)
+    return next((index for index, arch in enumerate(archs) if _is_ampere(arch)), 0)
 
 
 def load_plugins(found: Api, attached: Attached, what: str) -> None:
     """Load the plug-in libraries of ``what``, TensorRT's own before them.
 
+    TensorRT's own are loaded for each of its engines: the parser makes some operators of ONNX
+    to plug-ins, which nobody named. The registry is the process's: that of a builder is seen by
+    its builder alone, and not by the runtimes that open its engines.
+
     Raises:
         MissingBackendError: one cannot be loaded.
         TrustError: one is not the one of the key.
     """
+    trt, messages = found.trt, found.messages
+    if found.backend == _TENSORRT:
+        trt.init_libnvinfer_plugins(found.logger, "")
     if not (attached.plugins or attached.plugin_digests):
         return
-    trt = found.trt
-    trt.init_libnvinfer_plugins(found.logger, "")
 
     def register(path: str) -> bool:
-        registry = trt.get_plugin_registry()
-        return registry.load_library(path) is not None
+        messages.errors.clear()
+        handle = trt.get_plugin_registry().load_library(path)
+        return handle is not None and not messages.errors
 
     trt_plugins.load(attached.plugins, attached.plugin_digests, register, what)
 
@@ -251,20 +300,21 @@ def library_api(backend: str, module: str) -> Api:
     from trtbuild.backends import trt_api  # noqa: PLC0415  reads no library, but its log does
 
     if module == _LEAN:
-        return trt_api.Api(backend, importlib.import_module(module))
+        return trt_api.Api(backend, trt_api.imported(module))
     return trt_api.api(backend)
 
 
 def _library(backend: str) -> Library | None:
     for module in _MODULES[backend]:
         if fingerprint.has_module(module):
-            for major in _CUDA_MAJORS:
-                version = distributions.version(f"{module}_cu{major}_libs")
-                if version:
-                    return Library(module=module, version=version, cuda_major=major)
-            return Library(module=module, version=distributions.version(module), cuda_major=0)
+            name = fingerprint.layout(module)[0]
+            return Library(
+                module=module,
+                version=distributions.version(name),
+                cuda_major=fingerprint.cuda_major(name),
+            )
     return None
 
 
-def _number(arch: str) -> int:
-    return int(arch.partition("_")[2] or 0)
+def _is_ampere(arch: str) -> bool:
+    return int(arch.partition("_")[2] or 0) >= _AMPERE

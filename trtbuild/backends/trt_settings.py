@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from trtbuild.engine import Setting
 
+PINNED = "pinned:"
+"""How a ``timing_cache`` begins whose digest follows: it is in the key, and never written."""
+
 OPTIONS: Mapping[str, Setting] = {
     "avg_timing_iterations": 1,
     "build_repeats": 1,
@@ -24,6 +27,9 @@ OPTIONS: Mapping[str, Setting] = {
     "direct_io": False,
     "distributive_independence": False,
     "dla_core": -1,
+    "dla_global_dram_mib": 0,
+    "dla_local_dram_mib": 0,
+    "dla_managed_sram_kib": 0,
     "exclude_lean_runtime": False,
     "gpu_fallback": False,
     "hardware_compatible": "none",
@@ -103,6 +109,15 @@ NUMBERS: Mapping[str, tuple[str, int]] = {
 """Properties of ``IBuilderConfig`` by our setting, and how many of their units are one of
 ours."""
 
+POOLS: Mapping[str, tuple[str, int]] = {
+    "workspace_mib": ("WORKSPACE", 1 << 20),
+    "dla_global_dram_mib": ("DLA_GLOBAL_DRAM", 1 << 20),
+    "dla_local_dram_mib": ("DLA_LOCAL_DRAM", 1 << 20),
+    "dla_managed_sram_kib": ("DLA_MANAGED_SRAM", 1 << 10),
+}
+"""Members of ``MemoryPoolType`` by our setting, and how many bytes are one of its units. Those
+of DLA are powers of 2."""
+
 TEXTS: Mapping[str, str] = {"build_route": "build_route"}
 
 WORDS: Mapping[str, tuple[str, str]] = {
@@ -124,6 +139,9 @@ _RANGES: Mapping[str, tuple[int, int]] = {
     "avg_timing_iterations": (1, _INT32),
     "build_repeats": (1, _INT32),
     "dla_core": (-1, _INT32),
+    "dla_global_dram_mib": (0, _INT64 >> 20),
+    "dla_local_dram_mib": (0, _INT64 >> 20),
+    "dla_managed_sram_kib": (0, _INT64 >> 10),
     "l2_limit_kib": (0, _INT64 >> 10),
     "max_aux_streams": (-1, _INT32),
     "max_num_tactics": (-1, _INT32),
@@ -140,7 +158,7 @@ OTHER_MEMBERS: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         ("set_memory_pool_limit", "get_memory_pool_limit"),
-        "workspace_mib; the other pools, of DLA and shared memory, are the hardware's own",
+        "workspace_mib and those of DLA; shared memory is the hardware's own",
     ),
     **dict.fromkeys(
         ("num_compute_capabilities", "set_compute_capability", "get_compute_capability"),
@@ -211,13 +229,45 @@ def problem(settings: Mapping[str, Setting]) -> str:
         found.append(f"{' and '.join(refits)} exclude each other: leave one")
     if values["strip_plan"] and not refits:
         found.append("strip_plan takes out weights that only a refit puts back: set refit too")
-    if values["strip_plan"] and int(values["build_repeats"]) > 1:
-        found.append("strip_plan leaves engines that build_repeats cannot measure: leave one")
+    if int(values["build_repeats"]) > 1:
+        found += _unrepeatable(values)
     if values["exclude_lean_runtime"] and not values["version_compatible"]:
         found.append("exclude_lean_runtime needs version_compatible: set it too")
-    if values["gpu_fallback"] and int(values["dla_core"]) < 0:
-        found.append("gpu_fallback is for engines on DLA: set dla_core too")
+    on_dla = ("gpu_fallback", *(name for name in POOLS if name.startswith("dla_")))
+    found += [
+        f"{name} is for engines on DLA: set dla_core too"
+        for name in on_dla
+        if values[name] and int(values["dla_core"]) < 0
+    ]
+    found += [
+        f"{name} = {values[name]}: expected a power of 2, or 0 for TensorRT's own"
+        for name in on_dla[1:]
+        if int(values[name]) & (int(values[name]) - 1) and int(values[name]) > 0
+    ]
     return "; ".join(found)
+
+
+def _unrepeatable(values: Mapping[str, Setting]) -> list[str]:
+    """Return why several engines of these settings cannot be built and compared."""
+    found = []
+    if values["strip_plan"]:
+        found.append("strip_plan leaves engines that build_repeats cannot measure: leave one")
+    if values["runtime_platform"] != OPTIONS["runtime_platform"]:
+        found.append(
+            "runtime_platform makes engines that build_repeats cannot measure here: leave one"
+        )
+    if str(values["timing_cache"]).startswith("pinned"):
+        found.append(
+            "build_repeats times kernels anew for each engine, a pinned timing_cache forbids "
+            "that: leave one"
+        )
+    return found
+
+
+def brings_code(settings: Mapping[str, Setting]) -> bool:
+    """Return whether an engine of these settings holds code for the processor: a runtime."""
+    compatible = bool(settings.get("version_compatible"))
+    return compatible and not settings.get("exclude_lean_runtime")
 
 
 def libraries(plugins: str, folder: Path) -> tuple[Path, ...]:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from trtbuild.backends.trt_settings import PINNED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trtbuild.backends.trt_config import Settings
     from trtbuild.backends.trt_log import Refusal
 
-PINNED = "pinned:"
 _LOCK_SECONDS = 60
 
 
@@ -33,6 +34,7 @@ class TimingCache:
         self._path = path
         self._refusal = refusal
         self._before = b""
+        self._refused = ""
 
     def load(self, trt: Any, config: Any, settings: Settings) -> None:  # noqa: ANN401  untyped bindings
         """Give the cache's content to ``config``, and the flags that its mode needs.
@@ -64,8 +66,10 @@ class TimingCache:
             BuildError: something was timed that the pinned cache lacks (the flag for it did not
                 catch all misses in TensorRT 11.0, NVIDIA/TensorRT-Model-Connect 451).
         """
+        if self._path is None or self._mode == "off":
+            return  # nor asked for: the bindings take what they return for theirs to free
         cache = config.get_timing_cache()
-        if self._path is None or self._mode == "off" or cache is None:
+        if cache is None:
             return
         after = bytes(cache.serialize())
         if self._mode.startswith(PINNED):
@@ -84,7 +88,9 @@ class TimingCache:
             return bytes(both.serialize())
 
         messages = self._refusal.messages
-        failed = merge(self._path, measured, combine) if self._path is not None else ""
+        failed = ""
+        if self._path is not None:
+            failed = merge(self._path, measured, combine, self._refused)
         messages.errors.clear()
         if failed:
             messages.warnings.append(failed)
@@ -98,6 +104,7 @@ class TimingCache:
         if taken and not messages.errors:
             return True
         if content:
+            self._refused = hashlib.sha256(content).hexdigest()
             messages.warnings.append(
                 "the timing cache was refused and is made anew: "
                 + ("; ".join(messages.errors) or "it is for another GPU or TensorRT")
@@ -110,8 +117,15 @@ class TimingCache:
         return self._refusal.messages.warnings[-1:]
 
 
-def merge(path: Path, measured: bytes, combine: Callable[[bytes, bytes], bytes]) -> str:
+def merge(
+    path: Path,
+    measured: bytes,
+    combine: Callable[[bytes, bytes], bytes],
+    refused_sha256: str = "",
+) -> str:
     """Combine the cache in ``path``, if there is one, with ``measured``, and replace it.
+
+    What TensorRT has refused, known by its digest, counts as nothing, however large it is.
 
     Several processes can do so at once: each combines with what is there when its turn comes. A
     result smaller than what is there means that TensorRT dropped times, and is not written.
@@ -120,6 +134,8 @@ def merge(path: Path, measured: bytes, combine: Callable[[bytes, bytes], bytes])
     try:
         with filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
             kept = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(kept).hexdigest() == refused_sha256:
+                kept = b""
             both = combine(kept, measured) if kept else measured
             if len(both) >= len(kept) and both != kept:
                 _replace(path, both)

@@ -106,7 +106,7 @@ def _manifests(
         name = _name(text, manifest)
         if manifest.key in {each.key for each in found.values()}:
             raise UsageError(f"{text}: this engine ({name}) is named twice: name each once")
-        reason = runtime(target.backend).cannot_run(target)
+        reason = runtime(target.backend).cannot_run(target, manifest.preimage.settings)
         if reason:
             raise MissingBackendError(f"{text}: engine {name} for {target}: {reason}")
         found[name] = manifest

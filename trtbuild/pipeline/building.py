@@ -145,6 +145,7 @@ def seconds_before(store: Store, recipe: str, planned: Planned, precision: str) 
             str(manifest.preimage.target) == str(planned.target)
             and manifest.precision_requested == precision
             and manifest.created > newest
+            and not manifest.refit_of  # that took a fraction of a build
         )
         if is_same and recipe_from_json(manifest.recipe).name == recipe:
             newest, seconds = manifest.created, manifest.build_seconds

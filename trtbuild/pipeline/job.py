@@ -105,7 +105,7 @@ def verify_engine(
             f"{given.name} asks for {given.quantization.precision}. Give its own recipe"
         )
     target = manifest.preimage.target
-    cannot_run = runtime(target.backend).cannot_run(target)
+    cannot_run = runtime(target.backend).cannot_run(target, manifest.preimage.settings)
     fingerprint = manifest.preimage.fingerprint
     if not cannot_run:
         from trtbuild.runtime.machine import preflight

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from trtbuild.backends import gpu, gpu_lock, runtime
+from trtbuild.backends import gpu_lock, runtime, trt_session
 from trtbuild.errors import MissingBackendError
 from trtbuild.runtime.admission import allow_measuring
+from trtbuild.runtime.attached import attached
 from trtbuild.runtime.machine import preflight
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
         StoreError: the engine's bytes are lost or damaged.
     """
     target = manifest.preimage.target
-    reason = runtime(target.backend).cannot_run(target)
+    reason = runtime(target.backend).cannot_run(target, manifest.preimage.settings)
     if reason:
         raise MissingBackendError(
             f"--times: the engine is for {target}, and layers are timed where it runs. {reason}"
         )
-    preflight(manifest)
-    allow_measuring(store, manifest)
+    options = allow_measuring(store, manifest)
+    preflight(manifest, options)
     inputs = {spec.name: _values(spec, manifest) for spec in manifest.inputs}
     if target.backend == "onnxruntime":
         from trtbuild.backends.ort_profile import node_ms  # noqa: PLC0415  imports the library
@@ -48,12 +49,9 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
         with store.scratch() as folder:
             times = node_ms(store.verified_path(manifest.sha256), inputs, _CALLS, folder)
     else:
-        from trtbuild.backends.trt_times import engine_layer_ms  # noqa: PLC0415  needs a driver
-
-        index = gpu.archs().index(target.arch)
-        engine = store.read(manifest.sha256)
+        engine, needs = store.read(manifest.sha256), attached(store, manifest)
         with gpu_lock.all_of(gpu_lock.measured((target,)), say):
-            times = engine_layer_ms(engine, index, target.backend, inputs, _CALLS)
+            times = trt_session.layer_ms(engine, target, options, needs, inputs)
     return msgspec.structs.replace(
         manifest.layers,
         layers=tuple(

@@ -24,7 +24,7 @@ def rest_of(recipe: Recipe, name: str) -> Rest:
     known = backend(name).RESTS
     rest = recipe.quantization.rest
     if rest == "auto":
-        return known[0]
+        return backend(name).rest()
     if rest not in known:
         raise RecipeError(
             f"{recipe.name}: {name} computes around quantized layers in {' or '.join(known)}, "

@@ -23,6 +23,10 @@ _PROCESSORS = ("x86_64", "aarch64", "arm64", "AMD64", "ppc64le", "riscv64", "s39
 """The words for processors that ``platform.machine()`` has: a recipe may name another one."""
 
 
+_WINDOWS = "windows-AMD64"
+"""What Python calls the platform there (``processor.os_name``)."""
+
+
 class Planned(Value, frozen=True, kw_only=True):
     """One engine to build.
 
@@ -131,6 +135,9 @@ def _planned(recipe: Recipe, target: Target, cannot_run: str, *, required: bool)
     if settings.get("hardware_compatible", "none") != "none":
         # Such an engine holds no kernels of one GPU model, so that the model is no input of it.
         target = msgspec.structs.replace(target, device="")
+    if settings.get("runtime_platform") == "windows_amd64":
+        cannot_run = f"it is built for Windows (runtime_platform), this machine is {target.os}"
+        target = msgspec.structs.replace(target, os=_WINDOWS)
     return Planned(
         target=target,
         required=required,

@@ -343,10 +343,11 @@ def _subject(context: Context, built: Built, network: Network) -> Session:
 
 def _device_session(context: Context, built: Built) -> Session:
     target = built.planned.target
-    allow_measuring(context.store, built.manifest)
+    options = allow_measuring(context.store, built.manifest)
     return runtime(target.backend).open_session(
         context.store.read(built.manifest.sha256),
         target,
+        options,
         attached=attached(context.store, built.manifest),
         profiles=built.manifest.preimage.profiles,
     )

@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import runtime, trt_plan
-from trtbuild.backends.session import DEFAULT
+from trtbuild.backends import runtime, trt_plan, trt_settings
+from trtbuild.backends.session import DEFAULT, SessionOptions
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import TrustError, UsageError
 from trtbuild.runtime import canary, trust_files
@@ -31,7 +31,7 @@ from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
 if TYPE_CHECKING:
-    from trtbuild.backends.session import Attached, SessionOptions
+    from trtbuild.backends.session import Attached
     from trtbuild.store import Record, Store
     from trtbuild.trust.candidate import Admission, Pin
     from trtbuild.trust.policy import Policy
@@ -139,18 +139,21 @@ def candidate_of(store: Store, record: Record) -> Candidate:
     )
 
 
-def allow_measuring(store: Store, manifest: Manifest) -> None:
-    """Refuse to run, for a measurement, an engine that came from elsewhere untrusted.
+def allow_measuring(store: Store, manifest: Manifest) -> SessionOptions:
+    """Return how an engine is opened for a measurement, or refuse one from elsewhere.
 
-    What this store built itself may be measured before anybody signed it.
+    What this store built itself may be measured before anybody signed it, with the runtime
+    that a version-compatible engine brings; of others the policy decides about that too.
 
     Raises:
         TrustError: as :func:`judge`.
     """
+    settings = dict(manifest.preimage.settings)
     if was_built_here(store, manifest.sha256):
-        return
+        return SessionOptions(allow_host_code=bool(settings.get("version_compatible")))
     policy = trust_files.load_policy(trust_files.policy_name(""))
     judge(store, find_engine(store, manifest.key), None, policy)
+    return SessionOptions(allow_host_code=trt_settings.brings_code(settings))
 
 
 def _found(store: Store, name: str, lock: str) -> tuple[Record, Pin | None]:
@@ -188,8 +191,9 @@ def _runnable(store: Store, pins: list[Pin]) -> tuple[Record, Pin]:
     reasons = []
     for pin in pins:
         record = find_engine(store, pin.engine)
-        target = record.read(Manifest).preimage.target
-        reason = runtime(target.backend).cannot_run(target)
+        preimage = record.read(Manifest).preimage
+        target = preimage.target
+        reason = runtime(target.backend).cannot_run(target, preimage.settings)
         if not reason:
             return record, pin
         reasons.append(f"{target}: {reason}")

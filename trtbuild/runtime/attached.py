@@ -29,5 +29,6 @@ def attached(store: Store, manifest: Manifest) -> Attached:
     return Attached(
         plugins=tuple(store.read(sha256) for sha256 in plugins.split(",") if sha256),
         plugin_digests=plugins,
+        dla_core=int(settings.get("dla_core", -1)),
         weights=store.read(manifest.weights_sha256) if manifest.weights_sha256 else b"",
     )

@@ -59,6 +59,7 @@ class Trial(Value, frozen=True, kw_only=True):
     engine_bytes: int
     plugin_bytes: tuple[int, ...]
     plugin_digests: str
+    dla_core: int
     weights_bytes: int
 
 
@@ -140,6 +141,7 @@ def _trial(
         engine_bytes=engine_bytes,
         plugin_bytes=tuple(len(each) for each in beside.plugins),
         plugin_digests=beside.plugin_digests,
+        dla_core=beside.dla_core,
         weights_bytes=len(beside.weights),
     )
 

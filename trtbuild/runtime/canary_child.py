@@ -43,6 +43,7 @@ def main() -> int:
     attached = Attached(
         plugins=tuple(sys.stdin.buffer.read(size) for size in trial.plugin_bytes),
         plugin_digests=trial.plugin_digests,
+        dla_core=trial.dla_core,
         weights=sys.stdin.buffer.read(trial.weights_bytes),
     )
     try:
