@@ -83,7 +83,7 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     engine bring its own runtime. ``device`` is a GPU's number (-1: the first that fits).
 
     ``policy`` is a file (default: ``TRTBUILD_POLICY``, then the user's own; without one,
-    engines that the store built itself are loaded unsigned, with a warning). ``lock`` is a
+    engines that you built on this machine are loaded unsigned, with a warning). ``lock`` is a
     lockfile that pins what may be loaded; ``engine`` can be a model's name then.
 
     Raises:

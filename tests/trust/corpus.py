@@ -41,8 +41,9 @@ from tests.trust.forge import (
 )
 from trtbuild.canonical import encode
 from trtbuild.errors import TrtbuildError
+from trtbuild.runtime.made_here import mark_made
 from trtbuild.store import make_record
-from trtbuild.store.statements import mark_built, put_statement
+from trtbuild.store.statements import put_statement
 from trtbuild.trust import dsse
 from trtbuild.trust.statements import second
 
@@ -740,15 +741,52 @@ def no_statement_at_all(f: Forge) -> Attempt:
     return replace(f.attempt(), envelopes=[])
 
 
+LOCAL = 'unsigned = "local"\n' + HEAD + KEYS
+
+
 @case("T17")
 def built_here_but_the_policy_wants_signatures(f: Forge) -> Attempt:
-    return replace(f.attempt(), envelopes=[], built_here=True)
+    return replace(f.attempt(), envelopes=[], made=[f.record])
 
 
 @case("T17")
 def unsigned_from_elsewhere_under_a_local_policy(f: Forge) -> Attempt:
-    policy = 'unsigned = "local"\n' + HEAD + KEYS
-    return replace(f.attempt(), envelopes=[], policy=policy)
+    return replace(f.attempt(), envelopes=[], policy=LOCAL)
+
+
+@case("T17")
+def another_manifest_of_bytes_that_were_built_here(f: Forge) -> Attempt:
+    made = [f.record]
+    f.put(msgspec.structs.replace(f.manifest, outputs=f.manifest.inputs, preimage=rekeyed(f)))
+    return replace(f.attempt(), envelopes=[], policy=LOCAL, made=made)
+
+
+def unsigned(make: Make, policy: str = LOCAL) -> Make:
+    """Return tries with an engine that was built here and signed by nobody."""
+
+    def tried(f: Forge) -> Attempt:
+        return replace(make(f), envelopes=[], policy=policy, made=[f.record])
+
+    return tried
+
+
+add("T11", "plugin_in_an_unsigned_engine", unsigned(built_with(("plugins", "6" * 64))))
+add(
+    "T11", "lean_runtime_in_an_unsigned_one", unsigned(built_with(("version_compatible", True)))
+)
+add(
+    "T12",
+    "unsigned_old_tensorrt",
+    unsigned(another("fingerprint", backend="tensorrt", version="10.13.0.35")),
+)
+add(
+    "T12",
+    "unsigned_engine_of_a_version_that_the_policy_refuses",
+    unsigned(
+        lambda f: f.attempt(),
+        LOCAL.replace("promoters = 1", 'promoters = 1\nbackends = {onnxruntime = "<1"}'),
+    ),
+)
 
 
 # T18, the memory
@@ -782,11 +820,11 @@ def load(attempt: Attempt, f: Forge, folder: Path) -> str:
         else:  # as somebody who writes to the folder would
             name = hashlib.sha256(envelope).hexdigest()
             (f.store.top / "att" / subject / name).write_bytes(envelope)
-    if attempt.built_here:
-        mark_built(f.store, f.candidate.sha256)
     policy, lock, state = folder / "policy.toml", folder / "engines.lock", folder / "state"
     state.mkdir()
     os.environ["TRTBUILD_STATE"] = str(state)
+    for record in attempt.made:
+        mark_made(record)
     policy.write_text(attempt.policy)
     policy.chmod(attempt.policy_mode)
     if attempt.lock is not None:
@@ -820,11 +858,10 @@ def ordered() -> list[str]:
 
 
 def attempt(name: str, store: Path, own: Path) -> Outcome:
-    """Try one case, or the ``good`` engine, with a copy of ``store`` in the new folder ``own``."""
+    """Try one case, or the ``good`` engine, with a copy of ``store`` in a new folder."""
     own.mkdir(parents=True)
     shutil.copytree(store, own / "store")
     f = forge(own / "store")
-    shutil.rmtree(f.store.top / "built", ignore_errors=True)
     shutil.rmtree(f.store.top / "att", ignore_errors=True)
     tried = CASES[name][1](f) if name in CASES else f.attempt()
     code = load(tried, f, own)

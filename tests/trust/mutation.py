@@ -77,7 +77,9 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        return f"{self.module.removeprefix('trtbuild.')}:{self.line} {self.function}: {self.what}"
+        return (
+            f"{self.module.removeprefix('trtbuild.')}:{self.line} {self.function}: {self.what}"
+        )
 
 
 def functions(module: types.ModuleType) -> dict[tuple[str, int], types.FunctionType]:
@@ -196,9 +198,7 @@ def mutants(name: str) -> Iterator[Mutant]:
             whole = compile(ast.fix_missing_locations(changed), path, "exec")
             first = min((function_of.lineno, *(d.lineno for d in function_of.decorator_list)))
             key = function_of.name, first
-            code = next(
-                (c for c in codes(whole) if (c.co_name, c.co_firstlineno) == key), None
-            )
+            code = next((c for c in codes(whole) if (c.co_name, c.co_firstlineno) == key), None)
             if code is None or key not in live:
                 message = f"{path}:{function_of.lineno}: no function to change"
                 raise LookupError(message)

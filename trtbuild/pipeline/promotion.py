@@ -69,7 +69,7 @@ def promote(store: Store, promotion: Promotion) -> Release:
         StoreError: the store cannot be written.
     """
     record = find_engine(store, promotion.engine)
-    candidate = candidate_of(store, record)
+    candidate = candidate_of(record)
     envelopes = statements(store, candidate.sha256)
     newest = _checked(candidate, envelopes, promotion)
     _check_role(promotion, newest.model)

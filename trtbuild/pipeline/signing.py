@@ -112,7 +112,7 @@ def sign_report(store: Store, report: Report, by: Signer) -> None:
 def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer) -> None:
     record = find_engine(store, engine.key)
     manifest = record.read(Manifest)
-    candidate = candidate_of(store, record)
+    candidate = candidate_of(record)
     model = check_model(report.recipe)
     gates = _payload(candidate, _gates(report, engine))
     evidence = gather(statements(store, candidate.sha256), by.policy())

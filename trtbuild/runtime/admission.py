@@ -19,11 +19,13 @@ from trtbuild.backends import runtime, trt_plan
 from trtbuild.backends.session import DEFAULT
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import TrustError, UsageError
+from trtbuild.recipe import recipe_name
 from trtbuild.runtime import canary, trust_files
 from trtbuild.runtime.attached import attached
 from trtbuild.runtime.machine import preflight
+from trtbuild.runtime.made_here import was_made_here
 from trtbuild.store import BlobLostError, find_engine
-from trtbuild.store.statements import damaged_statements, statements, was_built_here
+from trtbuild.store.statements import damaged_statements, statements
 from trtbuild.trust.candidate import Candidate, Situation
 from trtbuild.trust.checks import decide
 from trtbuild.trust.content import check_content
@@ -102,7 +104,7 @@ def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admi
         StoreError: the store cannot be read.
     """
     manifest = record.read(Manifest)
-    candidate = candidate_of(store, record)
+    candidate = candidate_of(record)
     seen = trust_files.load_memory().releases if policy.keys else {}
     envelopes = statements(store, manifest.sha256)
     situation = Situation(
@@ -115,7 +117,7 @@ def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admi
     return decide(candidate, envelopes, situation)
 
 
-def candidate_of(store: Store, record: Record) -> Candidate:
+def candidate_of(record: Record) -> Candidate:
     """Return what the store says of an engine.
 
     Raises:
@@ -135,22 +137,28 @@ def candidate_of(store: Store, record: Record) -> Candidate:
         key=record.key,
         manifest_sha256=hashlib.sha256(record.value).hexdigest(),
         preimage=manifest.preimage,
-        built_here=was_built_here(store, manifest.sha256),
+        model=recipe_name(manifest.recipe),
+        built_here=was_made_here(record),
     )
 
 
 def allow_measuring(store: Store, manifest: Manifest) -> None:
     """Refuse to run, for a measurement, an engine that came from elsewhere untrusted.
 
-    What this store built itself may be measured before anybody signed it.
+    What was built here may be measured before anybody signed it.
 
     Raises:
+        BlobLostError: its record or bytes were lost meanwhile.
         TrustError: as :func:`judge`.
     """
-    if was_built_here(store, manifest.sha256):
+    record = store.get("engine", manifest.key)
+    if record is None:
+        message = f"engine {manifest.key[:SHOWN_DIGITS]} was lost from the store {store.root}"
+        raise BlobLostError(message)
+    if was_made_here(record):
         return
     policy = trust_files.load_policy(trust_files.policy_name(""))
-    judge(store, find_engine(store, manifest.key), None, policy)
+    judge(store, record, None, policy)
 
 
 def _found(store: Store, name: str, lock: str) -> tuple[Record, Pin | None]:

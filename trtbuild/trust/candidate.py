@@ -13,13 +13,15 @@ class Candidate(Value, frozen=True, kw_only=True):
     """What the store says of an engine; nothing of it is believed until it was signed.
 
     ``key`` is what the record stands under, ``preimage`` the manifest's. ``manifest_sha256`` is
-    of the manifest's canonical JSON. ``built_here``: this very store built it.
+    of the manifest's canonical JSON, ``model`` is its recipe's name, empty where it has none.
+    ``built_here``: this user built it on this machine, with this very manifest.
     """
 
     sha256: str
     key: str
     manifest_sha256: str
     preimage: EngineKey
+    model: str
     built_here: bool
 
     @property

@@ -24,6 +24,7 @@ from trtbuild.trust.claims import (
     other_part,
 )
 from trtbuild.trust.evidence import gather
+from trtbuild.trust.policy import Rule
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 from trtbuild.trust.statements import ENGINE, MANIFEST, moment
 
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
 
     from trtbuild.trust.candidate import Candidate, Pin, Situation
     from trtbuild.trust.evidence import Evidence, Signed
-    from trtbuild.trust.policy import Policy, Rule
+    from trtbuild.trust.policy import Policy
     from trtbuild.trust.statements import Release
 
 _SKEW = timedelta(minutes=10)
 """How far a builder's clock may be ahead of ours."""
+
+_NO_RULE = Rule(names=())
+"""What holds for unsigned engines of models that no table of the policy is about."""
 
 
 def decide(candidate: Candidate, envelopes: Sequence[bytes], situation: Situation) -> Admission:
@@ -86,7 +90,7 @@ def check_engine(candidate: Candidate, situation: Situation) -> None:
 def _pinned_unsigned(candidate: Candidate, situation: Situation) -> Admission:
     """Return the admission of an engine that is pinned with the number 0, for no release."""
     if situation.policy.unsigned == "local" and candidate.built_here:
-        return Admission(signed=False, target=str(candidate.preimage.target))
+        return _local(candidate, situation, [])
     raise refusal(
         "T02",
         f"{candidate.label} is pinned as unsigned (seq = 0), and the policy does not load it "
@@ -103,14 +107,10 @@ def _unsigned(
     local = situation.policy.unsigned == "local"
     pinned_release = situation.pin is not None and situation.pin.seq > 0
     if local and candidate.built_here and not pinned_release:
-        return Admission(
-            signed=False,
-            target=str(candidate.preimage.target),
-            ignored=tuple(str(each) for each in reasons),
-        )
+        return _local(candidate, situation, reasons)
     if reasons:
         raise reasons[0]
-    where = "was not built into this store" if local else "carries no signature"
+    where = "was not built by this user on this machine" if local else "carries no signature"
     if situation.damaged:
         where = f"{situation.damaged} files of statements beside it are damaged"
     raise refusal(
@@ -119,7 +119,23 @@ def _unsigned(
         "a release signed by a key of the policy",
         "Pull it where it is signed (trtbuild cache pull), let whoever built it sign it by "
         "running trtbuild engine RECIPE again with a key (trtbuild keys generate NAME --use), "
-        "or build it here into a new --store",
+        "or build it here into a new --store (what earlier versions noted in the store itself, "
+        "which anybody could copy, does not count)",
+    )
+
+
+def _local(candidate: Candidate, situation: Situation, reasons: list[TrustError]) -> Admission:
+    """Return the admission of an unsigned engine that was built here.
+
+    Raises:
+        TrustError: T11 or T12: what it carries, or its library's version, is not allowed.
+    """
+    check_settings(candidate, situation.policy)
+    check_version(candidate, situation.policy.rule(candidate.model) or _NO_RULE)
+    return Admission(
+        signed=False,
+        target=str(candidate.preimage.target),
+        ignored=tuple(str(each) for each in reasons),
     )
 
 
