@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from trtbuild.canonical import digest
 from trtbuild.errors import StoreError
 from trtbuild.runtime import trust_files
+from trtbuild.store import make_record
 from trtbuild.store.reader import read_file
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ def mark_made(record: Record) -> str:
     except OSError as error:
         return f"{path.parent}: {error.strerror}"
     return ""
+
+
+def made_here(kind: str, key: str, preimage: object, value: object) -> Record:
+    """Return the record of something that was made just now and is remembered as made here.
+
+    Where that cannot be remembered, it is as if it came from elsewhere.
+    """
+    record = make_record(kind, key, preimage, value)
+    mark_made(record)
+    return record
 
 
 def was_made_here(record: Record) -> bool:
