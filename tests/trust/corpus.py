@@ -497,6 +497,49 @@ def model_that_the_lock_does_not_mean(f: Forge) -> Attempt:
     return replace(f.attempt(), lock=locked(f, model="other"))
 
 
+def signed_as(model: str, make: Callable[[Forge, dict[str, bytes]], Attempt]) -> Make:
+    """Return tries whose engine was signed as another model than it was built as."""
+
+    def change(docs: Doc) -> None:
+        docs["release"]["predicate"]["model"] = model
+        definition = docs["provenance"]["predicate"]["buildDefinition"]
+        definition["externalParameters"]["model"] = model
+
+    return lambda f: make(f, f.payloads(change))
+
+
+add("T08", "signed_as_another_model", signed_as("x", lambda f, p: f.attempt(p)))
+add(
+    "T08",
+    "builder_that_chooses_a_rule_without_promoters",
+    signed_as(
+        "x",
+        lambda f, p: replace(
+            f.attempt(p, release=(BUILDER,)),
+            policy=POLICY.replace('names = ["*"]', f'names = ["{MODEL}"]')
+            + '[[models]]\nnames = ["*"]\n',
+        ),
+    ),
+)
+add(
+    "T08",
+    "key_of_another_namespace_that_signs_in_its_own",
+    signed_as(
+        "other-1",
+        lambda f, p: replace(
+            f.attempt(p, **dict.fromkeys(("provenance", "gates", "release"), (NARROW,))),
+            policy=POLICY.replace("promoters = 1", "promoters = 0"),
+        ),
+    ),
+)
+add("T08", "another_model_is_asked_for", lambda f: replace(f.attempt(), model="other"))
+add(
+    "T02",
+    "another_model_is_asked_for_than_is_pinned",
+    lambda f: replace(f.attempt(), model="other", lock=locked(f)),
+)
+
+
 @case("T08")
 def record_under_a_foreign_key(f: Forge) -> Attempt:
     good, name = f.attempt(), "f" * 64
@@ -770,6 +813,11 @@ def unsigned(make: Make, policy: str = LOCAL) -> Make:
     return tried
 
 
+add(
+    "T08",
+    "unsigned_engine_of_another_model",
+    unsigned(lambda f: replace(f.attempt(), model="other")),
+)
 add("T11", "plugin_in_an_unsigned_engine", unsigned(built_with(("plugins", "6" * 64))))
 add(
     "T11", "lean_runtime_in_an_unsigned_one", unsigned(built_with(("version_compatible", True)))
@@ -838,6 +886,7 @@ def load(attempt: Attempt, f: Forge, folder: Path) -> str:
             f.store.root,
             policy=policy,
             lock=lock if attempt.lock is not None else "",
+            model=attempt.model,
         )
     except TrtbuildError as error:
         return str(getattr(error, "code", "")) or f"{type(error).__name__}: {error}"

@@ -72,6 +72,7 @@ class Attempt:
     seen: bytes | None = None
     policy_mode: int = 0o600
     seen_mode: int = 0o600
+    model: str = ""
     made: list[Record] = field(default_factory=list)
 
 

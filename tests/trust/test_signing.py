@@ -1,4 +1,4 @@
-"""A builder signs what it built, as it measured it; what a tier has for a key may be anything."""
+"""A builder signs what it built, as it measured it; a tier may have anything for a key."""
 
 from __future__ import annotations
 

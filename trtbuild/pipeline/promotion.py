@@ -45,8 +45,8 @@ _OTHER_KEY = (
 class Promotion:
     """What to promote: an engine, under which policy, by whom, as which model.
 
-    An empty ``model`` is that of the newest release. With ``cosign`` the newest promotion gets
-    one more signature instead of a new one being made.
+    An empty ``model`` is the name that the engine was built under. With ``cosign`` the newest
+    promotion gets one more signature instead of a new one being made.
     """
 
     engine: str
@@ -93,28 +93,28 @@ def _checked(
 ) -> Release:
     """Return the newest release whose statements hold, with the largest number of its model."""
     policy = _without_promoters(promotion.policy)
-    now = Situation(policy=policy, now=datetime.now(timezone.utc), seen={})
+    model = promotion.model or candidate.model
+    now = Situation(policy=policy, now=datetime.now(timezone.utc), seen={}, model=model)
     check_engine(candidate, now)
     evidence = gather(envelopes, policy)
     found = [
-        (release, signed)
-        for release, signed in evidence.releases()
-        if promotion.model in ("", release.model)
+        (release, signed) for release, signed in evidence.releases() if release.model == model
     ]
+    if not evidence.releases():
+        decide(candidate, envelopes, now)  # says why
     if not found:
-        decide(candidate, envelopes, now)
         raise UsageError(
-            f"engine {candidate.sha256[:12]} has no release as {promotion.model!r}: name a "
+            f"engine {candidate.sha256[:12]} has no release as {model!r}: name a "
             f"model that a builder signed it as"
         )
     failed: list[Failure] = []
     for release, signed in found:
-        then = Situation(policy=policy, now=moment(release.created), seen={})
+        then = Situation(policy=policy, now=moment(release.created), seen={}, model=model)
         outcome = examine(candidate, evidence, (release, signed), then)
         if isinstance(outcome, Failure):
             failed.append(outcome)
             continue
-        last = max(each.seq for each, _ in found if each.model == release.model)
+        last = max(each.seq for each, _ in found)
         return msgspec.structs.replace(release, seq=last)
     raise best_first(failed)[0].reason
 

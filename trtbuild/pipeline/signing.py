@@ -134,7 +134,7 @@ def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer)
     model = check_model(report.recipe)
     if manifest.sha256 != engine.sha256:
         raise _UnknownOriginError(
-            f"engine {engine.sha256[:12]} was not signed: its record is of {candidate.label} now"
+            f"engine {engine.sha256[:12]} was not signed: its key has {candidate.label} now"
         )
     gates = _payload(candidate, _gates(report, engine))
     evidence = gather(statements(store, candidate.sha256), by.policy())
@@ -145,7 +145,7 @@ def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer)
         each.gates == payload_digest(gates) and moment(each.expires) > half for each in releases
     ):
         return
-    _check_origin(store, candidate, by)
+    _check_origin(store, candidate, model, by)
     provenance = _payload(candidate, _provenance(model, report, candidate, manifest))
     last = max((each.seq for each in releases), default=0)
     release = Release(
@@ -162,7 +162,7 @@ def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer)
         by.put(store, candidate.sha256, payload)
 
 
-def _check_origin(store: Store, candidate: Candidate, by: Signer) -> None:
+def _check_origin(store: Store, candidate: Candidate, model: str, by: Signer) -> None:
     """Refuse to sign what was not built here, unless the policy or this key trusts it.
 
     Raises:
@@ -181,7 +181,10 @@ def _check_origin(store: Store, candidate: Candidate, by: Signer) -> None:
         raise _UnknownOriginError(f"{candidate.label} was not signed: {error}") from error
     for rules in (policy, by.policy()):
         situation = Situation(
-            policy=msgspec.structs.replace(rules, unsigned="refuse"), now=now, seen={}
+            policy=msgspec.structs.replace(rules, unsigned="refuse"),
+            now=now,
+            seen={},
+            model=model,
         )
         try:
             decide(candidate, envelopes, situation)

@@ -44,14 +44,15 @@ _ONNX_START = b"\x08"
 
 
 class Terms(Value, frozen=True, kw_only=True):
-    """Under which policy and lockfile an engine is loaded; both are paths.
+    """Under which policy and lockfile an engine is loaded, both paths, and as which model.
 
     An empty ``policy`` is the one in force (:func:`trust_files.policy_name`); an empty ``lock``
-    is none.
+    is none. An empty ``model`` is the lockfile's, or the name that the engine was built under.
     """
 
     policy: str = ""
     lock: str = ""
+    model: str = ""
 
 
 DEFAULT_TERMS = Terms()
@@ -81,9 +82,9 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     """
     policy_name = trust_files.policy_name(terms.policy)
     policy = trust_files.load_policy(policy_name)
-    record, pin = _found(store, name, terms.lock)
+    record, pin = _found(store, name, terms)
     manifest = record.read(Manifest)
-    admission = judge(store, record, pin, policy)
+    admission = judge(store, record, pin, policy, terms.model)
     preflight(manifest, options)
     data = _verified_bytes(store, record, manifest, host_code=policy.host_code)
     beside = attached(store, manifest)
@@ -96,8 +97,10 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     return Admitted(manifest=manifest, admission=admission, data=data, attached=beside)
 
 
-def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admission:
-    """Return what was signed of a stored engine, if ``policy`` lets it be loaded.
+def judge(
+    store: Store, record: Record, pin: Pin | None, policy: Policy, model: str = ""
+) -> Admission:
+    """Return what was signed of a stored engine, if ``policy`` lets it be loaded as ``model``.
 
     Raises:
         TrustError: it does not.
@@ -112,6 +115,7 @@ def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admi
         now=datetime.now(timezone.utc),
         seen=seen,
         pin=pin,
+        model=model,
         damaged=damaged_statements(store, manifest.sha256),
     )
     return decide(candidate, envelopes, situation)
@@ -161,11 +165,16 @@ def allow_measuring(store: Store, manifest: Manifest) -> None:
     judge(store, record, None, policy)
 
 
-def _found(store: Store, name: str, lock: str) -> tuple[Record, Pin | None]:
+def _found(store: Store, name: str, terms: Terms) -> tuple[Record, Pin | None]:
     """Return the record that is meant, and its pin where there is a lockfile."""
+    lock = terms.lock
     if not lock:
         return find_engine(store, name), None
-    pins = trust_files.load_lock(Path(lock)).pins()
+    pins = [
+        pin
+        for pin in trust_files.load_lock(Path(lock)).pins()
+        if terms.model in ("", pin.model)
+    ]
     of_model = [pin for pin in pins if pin.model == name]
     if of_model:
         return _runnable(store, of_model)

@@ -43,14 +43,24 @@ class Situation(Value, frozen=True, kw_only=True):
     """What a decision depends on beside the engine.
 
     ``seen`` has the largest ``seq`` that was loaded before, by ``model/target``. ``damaged`` is
-    how many files of statements lie beside the engine and cannot be read.
+    how many files of statements lie beside the engine and cannot be read. ``model`` is what
+    was asked for, empty where nobody said.
     """
 
     policy: Policy
     now: datetime
     seen: dict[str, int]
     pin: Pin | None = None
+    model: str = ""
     damaged: int = 0
+
+    def wanted(self, candidate: Candidate) -> str:
+        """Return the model that a release must be of.
+
+        It is what a lockfile or the caller says, else the name that the engine was built
+        under: never what a release says of itself, which would choose its own rule.
+        """
+        return (self.pin.model if self.pin else self.model) or candidate.model
 
 
 class Admission(Value, frozen=True, kw_only=True):

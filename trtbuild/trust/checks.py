@@ -128,8 +128,14 @@ def _local(candidate: Candidate, situation: Situation, reasons: list[TrustError]
     """Return the admission of an unsigned engine that was built here.
 
     Raises:
-        TrustError: T11 or T12: what it carries, or its library's version, is not allowed.
+        TrustError: T08, another model was asked for; T11 or T12, what it carries or its
+            library's version is not allowed.
     """
+    wanted = situation.wanted(candidate)
+    if wanted != candidate.model:
+        raise _other_model(
+            candidate, f"is unsigned and was built as {candidate.model!r}", wanted
+        )
     check_settings(candidate, situation.policy)
     check_version(candidate, situation.policy.rule(candidate.model) or _NO_RULE)
     return Admission(
@@ -172,7 +178,8 @@ def examine(
         lambda: _check_signers(candidate, signed, release.model, rule),
         lambda: _check_rollback(candidate, release, situation),
         lambda: _check_fresh(candidate, release, rule, situation.now),
-        lambda: _check_binding(candidate, found, situation.pin),
+        lambda: _check_model(candidate, release, situation),
+        lambda: _check_binding(candidate, found),
         lambda: check_provenance(candidate, release, provenance, rule),
         lambda: check_gates(candidate, release, gates, rule),
         lambda: check_settings(candidate, situation.policy),
@@ -255,9 +262,23 @@ def _check_record(candidate: Candidate) -> None:
         )
 
 
-def _check_binding(
-    candidate: Candidate, found: tuple[Release, Signed], pin: Pin | None
-) -> None:
+def _check_model(candidate: Candidate, release: Release, situation: Situation) -> None:
+    wanted = situation.wanted(candidate)
+    if release.model != wanted:
+        raise _other_model(candidate, f"was signed as {release.model!r}", wanted)
+
+
+def _other_model(candidate: Candidate, problem: str, wanted: str) -> TrustError:
+    return refusal(
+        "T08",
+        f"{candidate.label} {problem}",
+        f"the model {wanted!r}",
+        "If it is meant to be served under another name than its recipe's, say so: "
+        "trtbuild.load(..., model=NAME), or trtbuild lock ENGINE --model NAME",
+    )
+
+
+def _check_binding(candidate: Candidate, found: tuple[Release, Signed]) -> None:
     release, signed = found
     statement = signed.statement
     pairs = (
@@ -265,7 +286,6 @@ def _check_binding(
         ("manifest", statement.digest_of(MANIFEST), candidate.manifest_sha256),
         ("key", release.key, candidate.key),
         ("target", release.target, str(candidate.preimage.target)),
-        ("model", release.model, pin.model if pin else release.model),
     )
     for name, was_signed, is_here in pairs:
         if was_signed != is_here:
