@@ -173,7 +173,7 @@ def test_unsigned_engines_are_loaded_where_they_were_built_with_one_warning(
         trtbuild.load(engine)
     assert caught.value.code == "T17"
     with pytest.raises(TrustError, match="T17"):
-        admission.allow_measuring(Store.open(""), manifest_of(place / "store"))
+        admission.admit_measuring(Store.open(""), manifest_of(place / "store"))
 
 
 def test_an_unsigned_engine_is_locked_only_by_name(place: Path) -> None:

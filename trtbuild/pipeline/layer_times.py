@@ -9,7 +9,7 @@ import numpy as np
 
 from trtbuild.backends import gpu, gpu_lock, runtime
 from trtbuild.errors import MissingBackendError
-from trtbuild.runtime.admission import allow_measuring
+from trtbuild.runtime.admission import admit_measuring
 from trtbuild.runtime.machine import preflight
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
 
     Raises:
         MissingBackendError: the engine does not run on this machine; the message says where.
-        TrustError: the installed library is not the one that built it.
+        TrustError: the installed library is not the one that built it, or a check refuses it.
         StoreError: the engine's bytes are lost or damaged.
     """
     target = manifest.preimage.target
@@ -40,18 +40,17 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
             f"--times: the engine is for {target}, and layers are timed where it runs. {reason}"
         )
     preflight(manifest)
-    allow_measuring(store, manifest)
+    engine = admit_measuring(store, manifest).data
     inputs = {spec.name: _values(spec, manifest) for spec in manifest.inputs}
     if target.backend == "onnxruntime":
         from trtbuild.backends.ort_profile import node_ms  # noqa: PLC0415  imports the library
 
         with store.scratch() as folder:
-            times = node_ms(store.verified_path(manifest.sha256), inputs, _CALLS, folder)
+            times = node_ms(engine, inputs, _CALLS, folder)
     else:
         from trtbuild.backends.trt_times import engine_layer_ms  # noqa: PLC0415  needs a driver
 
         index = gpu.archs().index(target.arch)
-        engine = store.read(manifest.sha256)
         with gpu_lock.all_of(gpu_lock.measured((target,)), say):
             times = engine_layer_ms(engine, index, target.backend, inputs, _CALLS)
     return msgspec.structs.replace(

@@ -18,8 +18,7 @@ from trtbuild.pipeline.precision import baseline_of
 from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
-from trtbuild.runtime.admission import allow_measuring
-from trtbuild.runtime.attached import attached
+from trtbuild.runtime.admission import admit_measuring
 from trtbuild.runtime.made_here import made_here
 from trtbuild.store.counters import Tally, count
 from trtbuild.verification.accuracy import compare
@@ -343,11 +342,12 @@ def _subject(context: Context, built: Built, network: Network) -> Session:
 
 def _device_session(context: Context, built: Built) -> Session:
     target = built.planned.target
-    allow_measuring(context.store, built.manifest)
+    found = admit_measuring(context.store, built.manifest)
     return runtime(target.backend).open_session(
-        context.store.read(built.manifest.sha256),
+        found.data,
         target,
-        attached=attached(context.store, built.manifest),
+        found.options,
+        attached=found.attached,
         profiles=built.manifest.preimage.profiles,
     )
 

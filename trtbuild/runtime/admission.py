@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.backends import runtime, trt_plan
-from trtbuild.backends.session import DEFAULT
+from trtbuild.backends.session import DEFAULT, SessionOptions
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import TrustError, UsageError
 from trtbuild.recipe import recipe_name
@@ -27,13 +27,13 @@ from trtbuild.runtime.made_here import was_made_here
 from trtbuild.store import BlobLostError, find_engine
 from trtbuild.store.statements import damaged_statements, statements
 from trtbuild.trust.candidate import Candidate, Situation
-from trtbuild.trust.checks import decide
+from trtbuild.trust.checks import check_engine, decide
 from trtbuild.trust.content import check_content
 from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
 if TYPE_CHECKING:
-    from trtbuild.backends.session import Attached, SessionOptions
+    from trtbuild.backends.session import Attached
     from trtbuild.store import Record, Store
     from trtbuild.trust.candidate import Admission, Pin
     from trtbuild.trust.policy import Policy
@@ -66,6 +66,15 @@ class Admitted:
     admission: Admission
     data: bytes
     attached: Attached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurable:
+    """An engine that may be run for a measurement: its bytes, and how it is opened."""
+
+    data: bytes
+    attached: Attached
+    options: SessionOptions
 
 
 def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAULT) -> Admitted:
@@ -112,7 +121,7 @@ def judge(
     envelopes = statements(store, manifest.sha256)
     situation = Situation(
         policy=policy,
-        now=datetime.now(timezone.utc),
+        now=_now(),
         seen=seen,
         pin=pin,
         model=model,
@@ -146,23 +155,38 @@ def candidate_of(record: Record) -> Candidate:
     )
 
 
-def allow_measuring(store: Store, manifest: Manifest) -> None:
-    """Refuse to run, for a measurement, an engine that came from elsewhere untrusted.
+def admit_measuring(store: Store, manifest: Manifest) -> Measurable:
+    """Return an engine that may be run for a measurement, before anybody signed it.
 
-    What was built here may be measured before anybody signed it.
+    What was built here is not loaded in a child process first, its builder was one; it may
+    bring the runtime that it was asked to. What came from elsewhere passes every check of a
+    load but the memory of releases, which is of those that served.
 
     Raises:
         BlobLostError: its record or bytes were lost meanwhile.
-        TrustError: as :func:`judge`.
+        TrustError: a check refuses it.
+        MissingBackendError: the backend's runtime is not installed.
     """
     record = store.get("engine", manifest.key)
-    if record is None:
+    if record is None or record.read(Manifest) != manifest:
         message = f"engine {manifest.key[:SHOWN_DIGITS]} was lost from the store {store.root}"
         raise BlobLostError(message)
-    if was_made_here(record):
-        return
     policy = trust_files.load_policy(trust_files.policy_name(""))
-    judge(store, record, None, policy)
+    candidate = candidate_of(record)
+    brings = bool(dict(manifest.preimage.settings).get("version_compatible"))
+    allowed = policy.host_code or (candidate.built_here and brings)
+    options = SessionOptions(allow_host_code=allowed and brings)
+    if candidate.built_here:
+        check_engine(candidate, Situation(policy=policy, now=_now(), seen={}))
+    else:
+        judge(store, record, None, policy)
+        preflight(manifest, options)
+    data = store.read(manifest.sha256)
+    _check_bytes(record, manifest, data, host_code=allowed)
+    beside = attached(store, manifest)
+    if policy.canary and not candidate.built_here:
+        canary.require(manifest, data, policy.canary_seconds, options, beside)
+    return Measurable(data=data, attached=beside, options=options)
 
 
 def _found(store: Store, name: str, terms: Terms) -> tuple[Record, Pin | None]:
@@ -218,19 +242,25 @@ def _verified_bytes(
     store: Store, record: Record, manifest: Manifest, *, host_code: bool
 ) -> bytes:
     """Return the engine's bytes, hashed in memory and looked at from the outside."""
-    label = f"engine {manifest.sha256[:SHOWN_DIGITS]}"
-    blob = record.blob("engine")
     try:
         data = store.read(manifest.sha256)
     except BlobLostError as error:
         raise refusal(
             "T13",
-            f"{label}: its bytes are lost or were damaged ({error.reason or error})",
+            f"engine {manifest.sha256[:SHOWN_DIGITS]}: its bytes are lost or were damaged "
+            f"({error.reason or error})",
             "the bytes that were signed",
             f"Bring them again: trtbuild cache pull {manifest.sha256[:SHOWN_DIGITS]} --from "
             f"URI; or run trtbuild engine RECIPE again where it was built",
         ) from error
-    if not len(data) == blob.bytes == manifest.bytes:
+    _check_bytes(record, manifest, data, host_code=host_code)
+    return data
+
+
+def _check_bytes(record: Record, manifest: Manifest, data: bytes, *, host_code: bool) -> None:
+    """Refuse (T13, T14) bytes of another size, that are no engine, or that hide a program."""
+    label = f"engine {manifest.sha256[:SHOWN_DIGITS]}"
+    if not len(data) == record.blob("engine").bytes == manifest.bytes:
         raise refusal(
             "T13",
             f"{label} has {len(data)} bytes",
@@ -238,7 +268,6 @@ def _verified_bytes(
             "Build or pull it again",
         )
     check_content(data, label, _header_problem(manifest, data), host_code=host_code)
-    return data
 
 
 def _header_problem(manifest: Manifest, data: bytes) -> str:
@@ -248,6 +277,10 @@ def _header_problem(manifest: Manifest, data: bytes) -> str:
     if target.backend == "onnxruntime" and not data.startswith(_ONNX_START):
         return "it does not start as an ONNX file does"
     return ""
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 @functools.cache
