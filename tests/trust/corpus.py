@@ -416,6 +416,9 @@ for _name, _make in {
     add("T05", _name, _make)
 
 
+NUMBER = b'"seq":%d' % SEQ
+
+
 def respelled(change: Callable[[bytes], bytes]) -> Make:
     return lambda f: f.respelled("release", change)
 
@@ -428,16 +431,14 @@ for _name, _make in {
         lambda p: p.replace(b'"seq":', b'"s\\u0065q":999999,"seq":', 1)
     ),
     "nested_too_deep": respelled(
-        lambda p: p.replace(b'"seq":1000', b'"seq":' + b"[" * 33 + b"]" * 33, 1)
+        lambda p: p.replace(NUMBER, b'"seq":' + b"[" * 33 + b"]" * 33, 1)
     ),
     "integer_beyond_a_double": respelled(
-        lambda p: p.replace(b'"seq":1000', b'"seq":9007199254740993', 1)
+        lambda p: p.replace(NUMBER, b'"seq":9007199254740993', 1)
     ),
-    "ten_thousand_digits": respelled(
-        lambda p: p.replace(b'"seq":1000', b'"seq":' + b"9" * 10_000, 1)
-    ),
-    "not_a_number": respelled(lambda p: p.replace(b'"seq":1000', b'"seq":NaN', 1)),
-    "infinite_number": respelled(lambda p: p.replace(b'"seq":1000', b'"seq":1e999', 1)),
+    "ten_thousand_digits": respelled(lambda p: p.replace(NUMBER, b'"seq":' + b"9" * 10_000, 1)),
+    "not_a_number": respelled(lambda p: p.replace(NUMBER, b'"seq":NaN', 1)),
+    "infinite_number": respelled(lambda p: p.replace(NUMBER, b'"seq":1e999', 1)),
     "invalid_utf8_in_payload": respelled(
         lambda p: p.replace(b"classifier", b"classifi\xff", 1)
     ),
@@ -455,8 +456,28 @@ for _name, _make in {
 
 @case("T06")
 def older_than_what_was_loaded(f: Forge) -> Attempt:
+    place = f"{MODEL}/{f.candidate.preimage.target}/{f.candidate.precision}"
+    return replace(f.attempt(), seen=remembered(place, SEQ + 1))
+
+
+def remembered(place: str, seq: int, *keys: PrivateKey) -> bytes:
+    """Return the bytes of a memory of one release."""
+    keyids = [key.public.keyid for key in keys or (PROMOTER,)]
+    return encode({"schema": 2, "releases": {place: {"seq": seq, "keys": keyids}}})
+
+
+@case("T06")
+def older_than_what_an_earlier_version_loaded(f: Forge) -> Attempt:
     place = f"{MODEL}/{f.candidate.preimage.target}"
     return replace(f.attempt(), seen=encode({"schema": 1, "releases": {place: SEQ + 1}}))
+
+
+@case("T06")
+def older_than_what_a_revoked_key_signed_with_another(f: Forge) -> Attempt:
+    place = f"{MODEL}/{f.candidate.preimage.target}/{f.candidate.precision}"
+    seen = remembered(place, SEQ + 1, STRANGER, SECOND_PROMOTER)
+    policy = f'{POLICY}[[revoked]]\nkey = "{STRANGER.public.keyid}"\n'
+    return replace(f.attempt(), seen=seen, policy=policy)
 
 
 @case("T06")
@@ -465,12 +486,16 @@ def older_than_the_lock(f: Forge) -> Attempt:
 
 
 add("T07", "expired", of_release(expires=second(NOW - timedelta(seconds=1))))
-add("T07", "from_the_future", of_release(created=second(NOW + timedelta(days=1))))
+add("T07", "from_the_future", of_release(created=second(NOW + timedelta(minutes=30))))
+add("T07", "largest_number", of_release(seq=2**53 - 1))
+add("T07", "number_of_tomorrow", of_release(seq=SEQ + 86400))
+add("T07", "number_of_another_time_than_its_making", of_release(seq=SEQ - 86400))
 
 
 @case("T07")
 def too_old_for_the_policy(f: Forge) -> Attempt:
-    attempt = of_release(created=second(NOW - timedelta(days=8)))(f)
+    old = NOW - timedelta(days=8)
+    attempt = of_release(created=second(old), seq=int(old.timestamp()))(f)
     return replace(
         attempt, policy=POLICY.replace("promoters = 1", "promoters = 1\nmax_age_days = 7")
     )
@@ -847,7 +872,12 @@ def remembering(seen: bytes) -> Make:
 MEMORIES = {
     "memory_that_is_no_json": b"{",
     "memory_with_a_duplicate": b'{"releases":{},"releases":{},"schema":1}',
-    "memory_of_the_future": b'{"releases":{},"schema":2}',
+    "memory_of_the_future": b'{"releases":{},"schema":3}',
+    "memory_without_keys": b'{"releases":{"m/t/int8":{"seq":1}},"schema":2}',
+    "memory_with_a_number_of_the_second_schema_in_the_first": (
+        b'{"releases":{"m/t":{"keys":[],"seq":1}},"schema":1}'
+    ),
+    "memory_of_release_zero": b'{"releases":{"m/t/int8":{"keys":[],"seq":0}},"schema":2}',
     "empty_memory": b"",
 }
 for _name, _seen in MEMORIES.items():

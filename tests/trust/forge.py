@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Doc = dict[str, Any]
 MODEL = "classifier"
 NOW = datetime.now(timezone.utc)
-SEQ = 1000
+SEQ = int(NOW.timestamp())
 
 
 def key(seed: int) -> PrivateKey:

@@ -9,7 +9,6 @@ signed already is left as it is.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from trtbuild.store import find_engine
 from trtbuild.store.statements import put_statement, statements
 from trtbuild.trust import dsse
 from trtbuild.trust.candidate import Situation
-from trtbuild.trust.checks import check_engine, decide
+from trtbuild.trust.checks import check_engine, decide, is_plausible
 from trtbuild.trust.evidence import gather
 from trtbuild.trust.policy import Policy, Rule, TrustedKey
 from trtbuild.trust.statements import (
@@ -52,9 +51,10 @@ from trtbuild.trust.statements import (
     payload_of,
     second,
 )
+from trtbuild.trust.strict_json import MAX_INTEGER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from trtbuild.report.document import EngineReport, Report
     from trtbuild.store import Store
@@ -147,12 +147,11 @@ def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer)
         return
     _check_origin(store, candidate, model, by)
     provenance = _payload(candidate, _provenance(model, report, candidate, manifest))
-    last = max((each.seq for each in releases), default=0)
     release = Release(
         model=model,
         target=str(manifest.preimage.target),
         key=candidate.key,
-        seq=next_seq(last),
+        seq=next_seq(releases, now),
         created=second(now),
         expires=days_after(second(now), by.days),
         provenance=payload_digest(provenance),
@@ -199,12 +198,20 @@ def _check_origin(store: Store, candidate: Candidate, model: str, by: Signer) ->
     )
 
 
-def next_seq(last: int) -> int:
-    """Return the number of a new release: larger than ``last``, and the Unix time in seconds.
+def next_seq(releases: Iterable[Release], now: datetime) -> int:
+    """Return the number of a new release: the Unix time, and larger than all of ``releases``.
 
-    So builders that know nothing of each other still number releases in their order.
+    So builders that know nothing of each other still number releases in their order. Numbers
+    that nobody loads, since they are of another time than their release, do not count.
+
+    Raises:
+        UsageError: this machine's clock is off.
     """
-    return max(int(time.time()), last + 1)
+    numbers = (each.seq for each in releases if is_plausible(each, now))
+    found = max(int(now.timestamp()), *(number + 1 for number in numbers), 1)
+    if found > MAX_INTEGER:
+        raise UsageError(f"this machine's clock says {second(now)}: set it, then sign again")
+    return found
 
 
 def builder_id(environment: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@ from trtbuild.store.statements import damaged_statements, statements
 from trtbuild.trust.candidate import Candidate, Situation
 from trtbuild.trust.checks import check_engine, decide
 from trtbuild.trust.content import check_content
+from trtbuild.trust.memory import Loaded, Memory
 from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
@@ -100,7 +101,8 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     if policy.canary:
         canary.require(manifest, data, policy.canary_seconds, options, beside)
     if admission.signed:
-        trust_files.remember(admission.place, admission.seq)
+        loaded = Loaded(seq=admission.seq, keys=admission.keys)
+        trust_files.remember(admission.place, loaded, policy.revoked_keys())
     elif policy_name == DEVELOPER:
         _warn_once()
     return Admitted(manifest=manifest, admission=admission, data=data, attached=beside)
@@ -117,12 +119,12 @@ def judge(
     """
     manifest = record.read(Manifest)
     candidate = candidate_of(record)
-    seen = trust_files.load_memory().releases if policy.keys else {}
+    memory = trust_files.load_memory() if policy.keys else Memory()
     envelopes = statements(store, manifest.sha256)
     situation = Situation(
         policy=policy,
         now=_now(),
-        seen=seen,
+        seen=memory.without(policy.revoked_keys()).numbers(),
         pin=pin,
         model=model,
         damaged=damaged_statements(store, manifest.sha256),
@@ -151,6 +153,7 @@ def candidate_of(record: Record) -> Candidate:
         manifest_sha256=hashlib.sha256(record.value).hexdigest(),
         preimage=manifest.preimage,
         model=recipe_name(manifest.recipe),
+        precision=manifest.precision_requested,
         built_here=was_made_here(record),
     )
 

@@ -13,8 +13,9 @@ class Candidate(Value, frozen=True, kw_only=True):
     """What the store says of an engine; nothing of it is believed until it was signed.
 
     ``key`` is what the record stands under, ``preimage`` the manifest's. ``manifest_sha256`` is
-    of the manifest's canonical JSON, ``model`` is its recipe's name, empty where it has none.
-    ``built_here``: this user built it on this machine, with this very manifest.
+    of the manifest's canonical JSON, ``model`` is its recipe's name, empty where it has none,
+    ``precision`` what it was asked to compute in. ``built_here``: this user built it on this
+    machine, with this very manifest.
     """
 
     sha256: str
@@ -22,6 +23,7 @@ class Candidate(Value, frozen=True, kw_only=True):
     manifest_sha256: str
     preimage: EngineKey
     model: str
+    precision: str
     built_here: bool
 
     @property
@@ -42,9 +44,9 @@ class Pin(Value, frozen=True, kw_only=True):
 class Situation(Value, frozen=True, kw_only=True):
     """What a decision depends on beside the engine.
 
-    ``seen`` has the largest ``seq`` that was loaded before, by ``model/target``. ``damaged`` is
-    how many files of statements lie beside the engine and cannot be read. ``model`` is what
-    was asked for, empty where nobody said.
+    ``seen`` has the largest ``seq`` that was loaded before, by :attr:`Admission.place`.
+    ``damaged`` is how many files of statements lie beside the engine and cannot be read.
+    ``model`` is what was asked for, empty where nobody said.
     """
 
     policy: Policy
@@ -67,19 +69,22 @@ class Admission(Value, frozen=True, kw_only=True):
     """That an engine may be loaded, and why.
 
     ``model``, ``seq`` and ``expires`` are the release's; they are empty and 0 where the engine
-    is unsigned. ``ignored`` says what lies beside it and did not count.
+    is unsigned. ``keys`` are the ids of those whose signatures made it count, promoters before
+    builders. ``ignored`` says what lies beside it and did not count.
     """
 
     signed: bool
     model: str = ""
     target: str = ""
+    precision: str = ""
     seq: int = 0
     expires: str = ""
     builders: tuple[str, ...] = ()
     promoters: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
-        """Under what the ``seq`` is remembered."""
-        return f"{self.model}/{self.target}"
+        """Under what the ``seq`` is remembered: engines that follow each other share it."""
+        return f"{self.model}/{self.target}/{self.precision}"

@@ -24,6 +24,7 @@ from trtbuild.trust.claims import (
     other_part,
 )
 from trtbuild.trust.evidence import gather
+from trtbuild.trust.keys import public_key
 from trtbuild.trust.policy import Rule
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 from trtbuild.trust.statements import ENGINE, MANIFEST, moment
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _SKEW = timedelta(minutes=10)
 """How far a builder's clock may be ahead of ours."""
+
+_SLACK = timedelta(hours=1)
+"""How far a release's number may be from its time: two clocks, and numbers that were taken."""
 
 _NO_RULE = Rule(names=())
 """What holds for unsigned engines of models that no table of the policy is about."""
@@ -178,6 +182,7 @@ def examine(
         lambda: _check_signers(candidate, signed, release.model, rule),
         lambda: _check_rollback(candidate, release, situation),
         lambda: _check_fresh(candidate, release, rule, situation.now),
+        lambda: _check_number(candidate, release, situation.now),
         lambda: _check_model(candidate, release, situation),
         lambda: _check_binding(candidate, found),
         lambda: check_provenance(candidate, release, provenance, rule),
@@ -194,10 +199,16 @@ def examine(
         signed=True,
         model=release.model,
         target=release.target,
+        precision=candidate.precision,
         seq=release.seq,
         expires=release.expires,
         builders=provenance[1].names("builder", release.model) if provenance else (),
         promoters=signed.names("promoter", release.model),
+        keys=tuple(
+            public_key(each.public).keyid
+            for each in signed.of_role("promoter", release.model)
+            or signed.of_role("builder", release.model)
+        ),
     )
 
 
@@ -322,9 +333,10 @@ def _check_signers(candidate: Candidate, signed: Signed, model: str, rule: Rule)
 
 def _check_rollback(candidate: Candidate, release: Release, situation: Situation) -> None:
     pin = situation.pin
-    last = max(
-        situation.seen.get(f"{release.model}/{release.target}", 0), pin.seq if pin else 0
-    )
+    place = f"{release.model}/{release.target}"
+    # The first is what versions remembered that did not tell precisions apart.
+    seen = [situation.seen.get(f"{place}{rest}", 0) for rest in ("", f"/{candidate.precision}")]
+    last = max(*seen, pin.seq if pin else 0)
     if release.seq < last:
         raise refusal(
             "T06",
@@ -353,3 +365,24 @@ def _check_fresh(candidate: Candidate, release: Release, rule: Rule, now: dateti
         "Check this machine's clock; if it is right, let the engine be promoted anew: "
         "trtbuild promote ENGINE",
     )
+
+
+def is_plausible(release: Release, now: datetime) -> bool:
+    """Tell whether a release's number is the time at which it was made, more or less.
+
+    A number is remembered and never goes down: one from the far future would be the last.
+    """
+    made = moment(release.created)
+    times = (made - _SLACK, min(made, now) + _SLACK)
+    return times[0].timestamp() <= release.seq <= times[1].timestamp()
+
+
+def _check_number(candidate: Candidate, release: Release, now: datetime) -> None:
+    if not is_plausible(release, now):
+        raise refusal(
+            "T07",
+            f"{candidate.label}: release {release.seq} of {release.model!r} was made at "
+            f"{release.created}, which its number does not say",
+            "the Unix time of its making, within an hour",
+            "Check the clock of whoever signed it, and let it be signed anew",
+        )
