@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _FRAMEWORKS = ("torch", "sklearn", "skimage", "tokenizers")
@@ -36,15 +37,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if _MODULE_MARK in collection_path.read_text().splitlines() else None
 
 
-@pytest.fixture(autouse=True)
-def _own_store(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Keep the tests, and the processes that they start, out of the user's own folders."""
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests, and the processes that they start, out of the user's own folders.
+
+    What fixtures of a module or session build counts as built here for its tests, too.
+    """
     folder = tmp_path_factory.getbasetemp()
-    monkeypatch.setenv("TRTBUILD_STORE", str(folder / "store"))
-    monkeypatch.setenv("TRTBUILD_STATE", str(folder / "state"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    for name in ("TRTBUILD_POLICY", "TRTBUILD_SIGNING_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTBUILD_STORE", str(folder / "store"))
+        patch.setenv("TRTBUILD_STATE", str(folder / "state"))
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name in ("TRTBUILD_POLICY", "TRTBUILD_SIGNING_KEY"):
+            patch.delenv(name, raising=False)
+        yield

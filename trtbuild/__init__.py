@@ -69,6 +69,7 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     device: int = -1,
     policy: str | Path = "",
     lock: str | Path = "",
+    model: str = "",
 ) -> LoadedSession:
     """Return a session of an engine: ``session.run({name: array}) -> {name: array}``.
 
@@ -83,8 +84,10 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
     engine bring its own runtime. ``device`` is a GPU's number (-1: the first that fits).
 
     ``policy`` is a file (default: ``TRTBUILD_POLICY``, then the user's own; without one,
-    engines that the store built itself are loaded unsigned, with a warning). ``lock`` is a
-    lockfile that pins what may be loaded; ``engine`` can be a model's name then.
+    engines that you built on this machine are loaded unsigned, with a warning). ``lock`` is a
+    lockfile that pins what may be loaded; ``engine`` can be a model's name then. ``model`` is
+    what the engine must have been signed as (default: the lockfile's name of it, without one
+    the name of the recipe that built it), so that no signer chooses the rules that it meets.
 
     Raises:
         TrtbuildError: the engine is unknown, damaged, not allowed, or not for this machine.
@@ -100,7 +103,7 @@ def load(  # noqa: PLR0913  the door of services: each keyword is one decision o
         allow_host_code=allow_host_code,
         device=device,
     )
-    terms = Terms(policy=str(policy), lock=str(lock))
+    terms = Terms(policy=str(policy), lock=str(lock), model=model)
     return loading.load(engine, str(store), options=options, warmup_runs=warmup, terms=terms)
 
 

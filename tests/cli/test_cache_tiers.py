@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.store.engines import engine_key, put_engine
-from trtbuild.store import Store
+from trtbuild.store import Store, make_record
+from trtbuild.store.resolve import Plan
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "from trtbuild.cli import main; main()"
@@ -55,6 +56,21 @@ def test_push_and_pull_move_an_engine_and_skip_what_is_there(
     pulled = run("pull", sha256[:8], "--from", share, "--store", tmp_path / "b", "--json")
     assert pulled.returncode == 0, pulled.stderr
     assert Path(json.loads(pulled.stdout)["path"]).read_bytes() == b"engine" * 100
+
+
+def test_a_tier_that_names_another_engine_for_a_digest_gives_none(
+    store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "share").mkdir()
+    asked, engine = "a" * 64, store.keys("engine", "")[0]
+    store.put(make_record("plan", asked, {}, Plan(engine_key=engine)))
+    assert (
+        run("push", "--all", "--to", tmp_path / "share", "--store", store.root).returncode == 0
+    )
+    pulled = run("pull", asked, "--from", tmp_path / "share", "--store", tmp_path / "b")
+    assert pulled.returncode == 6
+    assert "which is of other bytes" in pulled.stderr
+    assert Store.open(str(tmp_path / "b")).keys("engine", "") == []
 
 
 def test_export_and_import_move_an_engine_in_one_file(store: Store, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from trtbuild.backends import gpu, trt_repeats
 from trtbuild.backends.session import Attached, SessionOptions
 from trtbuild.engine import Manifest, Target
 from trtbuild.pipeline import verification
+from trtbuild.runtime import admission
+from trtbuild.runtime.made_here import mark_made
 from trtbuild.store import Store
-from trtbuild.store.statements import mark_built
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +54,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 @pytest.mark.parametrize("compatible", [False, True])
 def test_an_engine_is_verified_with_the_runtime_that_it_brings(
-    opened: Opened, tmp_path: Path, *, compatible: bool
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compatible: bool
 ) -> None:
-    store = Store.open(str(tmp_path))
+    monkeypatch.setenv("TRTBUILD_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(admission, "_header_problem", lambda *_: "")  # no plan, a few bytes
+    store = Store.open(str(tmp_path / "store"))
     settings = (("version_compatible", compatible),)
     key = msgspec.structs.replace(engine_key("sm_90", 3), settings=settings)
-    manifest = put_engine(store, key, b"engine").read(Manifest)
-    mark_built(store, manifest.sha256)
+    record = put_engine(store, key, b"engine")
+    mark_made(record)
+    manifest = record.read(Manifest)
     context: Any = SimpleNamespace(store=store)
     built: Any = SimpleNamespace(manifest=manifest, planned=SimpleNamespace(target=HOPPER))
     verification._device_session(context, built)  # noqa: SLF001  the one place that opens one

@@ -15,6 +15,7 @@ from trtbuild.errors import BuildError
 from trtbuild.graph.model import read_graph
 from trtbuild.graph.structure import Structure, structure_of
 from trtbuild.pipeline import building, refitting
+from trtbuild.runtime.made_here import mark_made
 from trtbuild.store import Store, make_record
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def put(store: Store, of: EngineKey, structure: Structure, refit_of: str = "") -
         refit_of=refit_of,
     )
     blobs = (blob, refitting.put_structure(store, structure))
-    store.put(make_record("engine", of.digest, of, manifest, blobs))
+    assert not mark_made(store.put(make_record("engine", of.digest, of, manifest, blobs)))
     return blob.sha256
 
 
@@ -83,6 +84,15 @@ def test_an_engine_that_differs_in_weights_alone_is_refitted(store: Store) -> No
     assert refitting.told(found, 0.42) == (
         f"refitted from engine {sha256[:12]} in 0.4 s, not built: 1 weights differ"
     )
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_an_engine_from_elsewhere_gives_its_code_to_no_other(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, key("1"), OLD)
+    monkeypatch.setenv("TRTBUILD_STATE", str(tmp_path / "another machine"))
+    assert refitting.choose(store, key("2"), NEW).refit is None
 
 
 @pytest.mark.usefixtures("_gpu")

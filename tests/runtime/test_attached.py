@@ -11,10 +11,8 @@ from tests.store.engines import engine_key, put_engine
 from trtbuild.backends.session import NOTHING, Attached
 from trtbuild.engine import Manifest
 from trtbuild.errors import StoreError, TrustError
-from trtbuild.runtime.admission import allow_measuring
 from trtbuild.runtime.attached import attached
 from trtbuild.store import Store
-from trtbuild.store.statements import mark_built
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,20 +62,6 @@ def test_an_engine_without_weights_gets_those_of_its_manifest_or_is_refused(
     assert attached(store, stripped).weights == b"network"
     with pytest.raises(TrustError, match="stored without its weights"):
         attached(store, manifest(store, strip_plan=True))
-
-
-def test_what_this_store_built_is_measured_with_the_runtime_that_it_brings(
-    store: Store,
-) -> None:
-    plain = manifest(store)
-    mark_built(store, plain.sha256)
-    assert not allow_measuring(store, plain).allow_host_code
-    assert allow_measuring(store, manifest(store, version_compatible=True)).allow_host_code
-
-
-def test_what_another_store_built_is_not_measured(store: Store) -> None:
-    with pytest.raises(TrustError):
-        allow_measuring(store, manifest(store, version_compatible=True))
 
 
 def test_an_engine_for_dla_names_its_core(store: Store) -> None:

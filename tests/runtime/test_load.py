@@ -20,6 +20,7 @@ from tests.pipeline import models
 from trtbuild.backends import ort_session, processor
 from trtbuild.engine import Manifest
 from trtbuild.errors import MissingBackendError, TrustError, UsageError
+from trtbuild.runtime.made_here import mark_made
 from trtbuild.store import Store, make_record
 from trtbuild.store.counters import flush, totals
 from trtbuild.store.metrics import summarize
@@ -55,9 +56,10 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def put(store: Store, manifest: Manifest, name: str) -> str:
-    """Store a record of ``manifest`` under the key ``name``, its blob as it is."""
+    """Store a record of ``manifest`` under the key ``name``, its blob as it is, made here."""
     record = store.get("engine", manifest.key) or next(store.records("engine"))
-    store.put(make_record("engine", name, manifest.preimage, manifest, record.blobs))
+    made = make_record("engine", name, manifest.preimage, manifest, record.blobs)
+    assert not mark_made(store.put(made))
     return name
 
 

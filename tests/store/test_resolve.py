@@ -7,8 +7,9 @@ import pytest
 
 from tests.store.engines import engine_key, put_engine
 from trtbuild.canonical import digest
-from trtbuild.errors import StoreError, UsageError
+from trtbuild.errors import StoreError, TrustError, UsageError
 from trtbuild.store import Store, find_engine, find_record, make_record
+from trtbuild.store.resolve import Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,20 @@ def test_an_ambiguous_prefix_is_refused_with_what_it_could_be(store: Store) -> N
     with pytest.raises(UsageError, match=r"names more than one: engine abcdef000000 .*abcdef1"):
         find_engine(store, "abcdef")
     assert find_engine(store, "abcdef0").key == first
+
+
+def test_bytes_whose_plan_record_names_an_engine_of_others_name_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    other = put_engine(store, engine_key("sm_89", 3), b"the other plan")
+    sha256 = hashlib.sha256(b"the plan").hexdigest()
+    (tmp_path / "copy.plan").write_bytes(b"the plan")
+    store.put(make_record("plan", sha256, {}, Plan(engine_key=other.key)))
+    for name in (sha256, sha256[:6], str(tmp_path / "copy.plan")):
+        with pytest.raises(TrustError, match="which is of other bytes") as caught:
+            find_engine(store, name)
+        assert caught.value.code == "T08"
+    assert find_engine(store, other.key) == other
 
 
 def test_any_record_is_found_by_its_key(store: Store) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 import trtbuild
 from tests.pipeline import models
+from trtbuild.runtime.made_here import mark_made
+from trtbuild.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,4 +35,6 @@ def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.chdir(tmp_path)
+    for record in Store.open("").records("engine"):
+        assert not mark_made(record)
     return tmp_path

@@ -41,8 +41,9 @@ from tests.trust.forge import (
 )
 from trtbuild.canonical import encode
 from trtbuild.errors import TrtbuildError
+from trtbuild.runtime.made_here import mark_made
 from trtbuild.store import make_record
-from trtbuild.store.statements import mark_built, put_statement
+from trtbuild.store.statements import put_statement
 from trtbuild.trust import dsse
 from trtbuild.trust.statements import second
 
@@ -415,6 +416,9 @@ for _name, _make in {
     add("T05", _name, _make)
 
 
+NUMBER = b'"seq":%d' % SEQ
+
+
 def respelled(change: Callable[[bytes], bytes]) -> Make:
     return lambda f: f.respelled("release", change)
 
@@ -427,16 +431,14 @@ for _name, _make in {
         lambda p: p.replace(b'"seq":', b'"s\\u0065q":999999,"seq":', 1)
     ),
     "nested_too_deep": respelled(
-        lambda p: p.replace(b'"seq":1000', b'"seq":' + b"[" * 33 + b"]" * 33, 1)
+        lambda p: p.replace(NUMBER, b'"seq":' + b"[" * 33 + b"]" * 33, 1)
     ),
     "integer_beyond_a_double": respelled(
-        lambda p: p.replace(b'"seq":1000', b'"seq":9007199254740993', 1)
+        lambda p: p.replace(NUMBER, b'"seq":9007199254740993', 1)
     ),
-    "ten_thousand_digits": respelled(
-        lambda p: p.replace(b'"seq":1000', b'"seq":' + b"9" * 10_000, 1)
-    ),
-    "not_a_number": respelled(lambda p: p.replace(b'"seq":1000', b'"seq":NaN', 1)),
-    "infinite_number": respelled(lambda p: p.replace(b'"seq":1000', b'"seq":1e999', 1)),
+    "ten_thousand_digits": respelled(lambda p: p.replace(NUMBER, b'"seq":' + b"9" * 10_000, 1)),
+    "not_a_number": respelled(lambda p: p.replace(NUMBER, b'"seq":NaN', 1)),
+    "infinite_number": respelled(lambda p: p.replace(NUMBER, b'"seq":1e999', 1)),
     "invalid_utf8_in_payload": respelled(
         lambda p: p.replace(b"classifier", b"classifi\xff", 1)
     ),
@@ -454,8 +456,28 @@ for _name, _make in {
 
 @case("T06")
 def older_than_what_was_loaded(f: Forge) -> Attempt:
+    place = f"{MODEL}/{f.candidate.preimage.target}/{f.candidate.precision}"
+    return replace(f.attempt(), seen=remembered(place, SEQ + 1))
+
+
+def remembered(place: str, seq: int, *keys: PrivateKey) -> bytes:
+    """Return the bytes of a memory of one release."""
+    keyids = [key.public.keyid for key in keys or (PROMOTER,)]
+    return encode({"schema": 2, "releases": {place: {"seq": seq, "keys": keyids}}})
+
+
+@case("T06")
+def older_than_what_an_earlier_version_loaded(f: Forge) -> Attempt:
     place = f"{MODEL}/{f.candidate.preimage.target}"
     return replace(f.attempt(), seen=encode({"schema": 1, "releases": {place: SEQ + 1}}))
+
+
+@case("T06")
+def older_than_what_a_revoked_key_signed_with_another(f: Forge) -> Attempt:
+    place = f"{MODEL}/{f.candidate.preimage.target}/{f.candidate.precision}"
+    seen = remembered(place, SEQ + 1, STRANGER, SECOND_PROMOTER)
+    policy = f'{POLICY}[[revoked]]\nkey = "{STRANGER.public.keyid}"\n'
+    return replace(f.attempt(), seen=seen, policy=policy)
 
 
 @case("T06")
@@ -464,12 +486,16 @@ def older_than_the_lock(f: Forge) -> Attempt:
 
 
 add("T07", "expired", of_release(expires=second(NOW - timedelta(seconds=1))))
-add("T07", "from_the_future", of_release(created=second(NOW + timedelta(days=1))))
+add("T07", "from_the_future", of_release(created=second(NOW + timedelta(minutes=30))))
+add("T07", "largest_number", of_release(seq=2**53 - 1))
+add("T07", "number_of_tomorrow", of_release(seq=SEQ + 86400))
+add("T07", "number_of_another_time_than_its_making", of_release(seq=SEQ - 86400))
 
 
 @case("T07")
 def too_old_for_the_policy(f: Forge) -> Attempt:
-    attempt = of_release(created=second(NOW - timedelta(days=8)))(f)
+    old = NOW - timedelta(days=8)
+    attempt = of_release(created=second(old), seq=int(old.timestamp()))(f)
     return replace(
         attempt, policy=POLICY.replace("promoters = 1", "promoters = 1\nmax_age_days = 7")
     )
@@ -494,6 +520,49 @@ add("T08", "release_for_another_target", of_release(target="onnxruntime:other"))
 @case("T08")
 def model_that_the_lock_does_not_mean(f: Forge) -> Attempt:
     return replace(f.attempt(), lock=locked(f, model="other"))
+
+
+def signed_as(model: str, make: Callable[[Forge, dict[str, bytes]], Attempt]) -> Make:
+    """Return tries whose engine was signed as another model than it was built as."""
+
+    def change(docs: Doc) -> None:
+        docs["release"]["predicate"]["model"] = model
+        definition = docs["provenance"]["predicate"]["buildDefinition"]
+        definition["externalParameters"]["model"] = model
+
+    return lambda f: make(f, f.payloads(change))
+
+
+add("T08", "signed_as_another_model", signed_as("x", lambda f, p: f.attempt(p)))
+add(
+    "T08",
+    "builder_that_chooses_a_rule_without_promoters",
+    signed_as(
+        "x",
+        lambda f, p: replace(
+            f.attempt(p, release=(BUILDER,)),
+            policy=POLICY.replace('names = ["*"]', f'names = ["{MODEL}"]')
+            + '[[models]]\nnames = ["*"]\n',
+        ),
+    ),
+)
+add(
+    "T08",
+    "key_of_another_namespace_that_signs_in_its_own",
+    signed_as(
+        "other-1",
+        lambda f, p: replace(
+            f.attempt(p, **dict.fromkeys(("provenance", "gates", "release"), (NARROW,))),
+            policy=POLICY.replace("promoters = 1", "promoters = 0"),
+        ),
+    ),
+)
+add("T08", "another_model_is_asked_for", lambda f: replace(f.attempt(), model="other"))
+add(
+    "T02",
+    "another_model_is_asked_for_than_is_pinned",
+    lambda f: replace(f.attempt(), model="other", lock=locked(f)),
+)
 
 
 @case("T08")
@@ -740,15 +809,57 @@ def no_statement_at_all(f: Forge) -> Attempt:
     return replace(f.attempt(), envelopes=[])
 
 
+LOCAL = 'unsigned = "local"\n' + HEAD + KEYS
+
+
 @case("T17")
 def built_here_but_the_policy_wants_signatures(f: Forge) -> Attempt:
-    return replace(f.attempt(), envelopes=[], built_here=True)
+    return replace(f.attempt(), envelopes=[], made=[f.record])
 
 
 @case("T17")
 def unsigned_from_elsewhere_under_a_local_policy(f: Forge) -> Attempt:
-    policy = 'unsigned = "local"\n' + HEAD + KEYS
-    return replace(f.attempt(), envelopes=[], policy=policy)
+    return replace(f.attempt(), envelopes=[], policy=LOCAL)
+
+
+@case("T17")
+def another_manifest_of_bytes_that_were_built_here(f: Forge) -> Attempt:
+    made = [f.record]
+    f.put(msgspec.structs.replace(f.manifest, outputs=f.manifest.inputs, preimage=rekeyed(f)))
+    return replace(f.attempt(), envelopes=[], policy=LOCAL, made=made)
+
+
+def unsigned(make: Make, policy: str = LOCAL) -> Make:
+    """Return tries with an engine that was built here and signed by nobody."""
+
+    def tried(f: Forge) -> Attempt:
+        return replace(make(f), envelopes=[], policy=policy, made=[f.record])
+
+    return tried
+
+
+add(
+    "T08",
+    "unsigned_engine_of_another_model",
+    unsigned(lambda f: replace(f.attempt(), model="other")),
+)
+add("T11", "plugin_in_an_unsigned_engine", unsigned(built_with(("plugins", "6" * 64))))
+add(
+    "T11", "lean_runtime_in_an_unsigned_one", unsigned(built_with(("version_compatible", True)))
+)
+add(
+    "T12",
+    "unsigned_old_tensorrt",
+    unsigned(another("fingerprint", backend="tensorrt", version="10.13.0.35")),
+)
+add(
+    "T12",
+    "unsigned_engine_of_a_version_that_the_policy_refuses",
+    unsigned(
+        lambda f: f.attempt(),
+        LOCAL.replace("promoters = 1", 'promoters = 1\nbackends = {onnxruntime = "<1"}'),
+    ),
+)
 
 
 # T18, the memory
@@ -761,7 +872,12 @@ def remembering(seen: bytes) -> Make:
 MEMORIES = {
     "memory_that_is_no_json": b"{",
     "memory_with_a_duplicate": b'{"releases":{},"releases":{},"schema":1}',
-    "memory_of_the_future": b'{"releases":{},"schema":2}',
+    "memory_of_the_future": b'{"releases":{},"schema":3}',
+    "memory_without_keys": b'{"releases":{"m/t/int8":{"seq":1}},"schema":2}',
+    "memory_with_a_number_of_the_second_schema_in_the_first": (
+        b'{"releases":{"m/t":{"keys":[],"seq":1}},"schema":1}'
+    ),
+    "memory_of_release_zero": b'{"releases":{"m/t/int8":{"keys":[],"seq":0}},"schema":2}',
     "empty_memory": b"",
 }
 for _name, _seen in MEMORIES.items():
@@ -782,11 +898,11 @@ def load(attempt: Attempt, f: Forge, folder: Path) -> str:
         else:  # as somebody who writes to the folder would
             name = hashlib.sha256(envelope).hexdigest()
             (f.store.top / "att" / subject / name).write_bytes(envelope)
-    if attempt.built_here:
-        mark_built(f.store, f.candidate.sha256)
     policy, lock, state = folder / "policy.toml", folder / "engines.lock", folder / "state"
     state.mkdir()
     os.environ["TRTBUILD_STATE"] = str(state)
+    for record in attempt.made:
+        mark_made(record)
     policy.write_text(attempt.policy)
     policy.chmod(attempt.policy_mode)
     if attempt.lock is not None:
@@ -800,6 +916,7 @@ def load(attempt: Attempt, f: Forge, folder: Path) -> str:
             f.store.root,
             policy=policy,
             lock=lock if attempt.lock is not None else "",
+            model=attempt.model,
         )
     except TrtbuildError as error:
         return str(getattr(error, "code", "")) or f"{type(error).__name__}: {error}"
@@ -820,11 +937,10 @@ def ordered() -> list[str]:
 
 
 def attempt(name: str, store: Path, own: Path) -> Outcome:
-    """Try one case, or the ``good`` engine, with a copy of ``store`` in the new folder ``own``."""
+    """Try one case, or the ``good`` engine, with a copy of ``store`` in a new folder."""
     own.mkdir(parents=True)
     shutil.copytree(store, own / "store")
     f = forge(own / "store")
-    shutil.rmtree(f.store.top / "built", ignore_errors=True)
     shutil.rmtree(f.store.top / "att", ignore_errors=True)
     tried = CASES[name][1](f) if name in CASES else f.attempt()
     code = load(tried, f, own)

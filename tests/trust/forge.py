@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Doc = dict[str, Any]
 MODEL = "classifier"
 NOW = datetime.now(timezone.utc)
-SEQ = 1000
+SEQ = int(NOW.timestamp())
 
 
 def key(seed: int) -> PrivateKey:
@@ -60,7 +60,10 @@ POLICY = HEAD + KEYS
 
 @dataclass
 class Attempt:
-    """One try to have an engine loaded: what lies in the store and on the machine."""
+    """One try to have an engine loaded: what lies in the store and on the machine.
+
+    ``made`` are the records that were made on this machine.
+    """
 
     engine: str
     envelopes: list[bytes]
@@ -69,7 +72,8 @@ class Attempt:
     seen: bytes | None = None
     policy_mode: int = 0o600
     seen_mode: int = 0o600
-    built_here: bool = False
+    model: str = ""
+    made: list[Record] = field(default_factory=list)
 
 
 @dataclass
@@ -88,7 +92,7 @@ class Forge:
         """Make statements about another record from now on."""
         self.record = record
         self.manifest = record.read(Manifest)
-        self.candidate = candidate_of(self.store, record)
+        self.candidate = candidate_of(record)
 
     def put(self, manifest: Manifest, data: bytes | None = None) -> str:
         """Store a record of ``manifest``, of other bytes if given, and use it from now on."""

@@ -44,7 +44,7 @@ def test_a_newer_release_that_waits_for_promotion_hides_no_reason(
         *release(subject, SEQ, promoted=True, days=days),
         *release(subject, SEQ + 9, promoted=False),
     ]
-    place = f"{MODEL}/{subject.candidate.preimage.target}"
+    place = f"{MODEL}/{subject.candidate.preimage.target}/fp32"
     policy = read_policy(POLICY.encode(), "policy")
     situation = Situation(policy=policy, now=NOW, seen={place: seen})
     if not code:

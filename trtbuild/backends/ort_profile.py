@@ -22,7 +22,7 @@ _ERRORS_ONLY = 3
 
 
 def node_ms(
-    engine: Path, inputs: Mapping[str, Array], calls: int, work: Path
+    engine: bytes, inputs: Mapping[str, Array], calls: int, work: Path
 ) -> dict[str, float]:
     """Return the median time of each node of an engine over ``calls`` calls, in milliseconds.
 
@@ -38,7 +38,7 @@ def node_ms(
     options.log_severity_level = _ERRORS_ONLY
     options.enable_profiling = True
     options.profile_file_prefix = str(work / "profile")
-    session = ort.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
     for _ in range(_WARM_UP_CALLS + calls):
         with failures(inputs):
             session.run(None, dict(inputs))

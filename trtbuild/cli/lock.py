@@ -31,6 +31,10 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
         list[str] | None,
         typer.Option("--drop", metavar="MODEL", help="Take a model out of the file."),
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", help="Pin ENGINE as this (default: its recipe's name)."),
+    ] = "",
     policy: PolicyOption = "",
     store: StoreOption = "",
     json: JsonOption = False,
@@ -51,13 +55,18 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
     opened = Store.open_existing(store)
     rules = load_policy(policy_name(policy))
     refused: tuple[Checked, ...] = ()
+    if model and not engines:
+        message = "--model says what ENGINE is pinned as: name the engine, too"
+        raise UsageError(message)
     if check:
         if engines or drop:
             message = "--check looks at the whole file: name no engine, and drop nothing"
             raise UsageError(message)
         found = locking.check(opened, file, rules)
     else:
-        wanted = locking.Wanted(engines=tuple(engines or ()), drop=tuple(drop or ()))
+        wanted = locking.Wanted(
+            engines=tuple(engines or ()), drop=tuple(drop or ()), model=model
+        )
         done = locking.lock(opened, file, wanted, rules)
         write_whole(file, write_lock(done.lock), "--file")
         found, refused = done.entries, done.refused

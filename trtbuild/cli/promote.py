@@ -19,7 +19,7 @@ def promote(  # noqa: PLR0913  one parameter per option is how Typer works
         typer.Option("--key", metavar="NAME", help="Sign with this key or file."),
     ] = "",
     model: Annotated[
-        str, typer.Option("--model", help="As this model (default: that of its last release).")
+        str, typer.Option("--model", help="As this model (default: its recipe's name).")
     ] = "",
     days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Valid so long.")] = 90,
     cosign: Annotated[

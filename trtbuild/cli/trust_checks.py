@@ -22,7 +22,7 @@ def _policy() -> Check:
             group="trust",
             name="policy",
             state="missing",
-            detail="developer: loads unsigned engines that the store built itself",
+            detail="developer: loads unsigned engines that you built on this machine",
             remedy=f"for production: trtbuild keys trust KEY, or {POLICY_VARIABLE}=FILE",
         )
     try:
@@ -31,7 +31,7 @@ def _policy() -> Check:
         return Check(group="trust", name="policy", state="broken", detail=str(error))
     unsigned = "refuses unsigned engines"
     if policy.unsigned == "local":
-        unsigned = "loads unsigned engines that the store built itself"
+        unsigned = "loads unsigned engines that you built on this machine"
     return Check(
         group="trust",
         name="policy",

@@ -18,6 +18,7 @@ from trtbuild.errors import StoreError, TrtbuildError
 from trtbuild.graph import Graph
 from trtbuild.graph.model import files_of
 from trtbuild.report.document import Finding, Stage
+from trtbuild.runtime.made_here import made_here, was_made_here
 from trtbuild.store import make_record
 from trtbuild.store.lease import get_or_make
 
@@ -49,6 +50,7 @@ class Context:
     ``say`` is told in a few words what begins; ``stages`` and ``findings`` collect what the
     report will list. ``budget`` is the drop of the metric that a searched policy may cost: the
     recipe's own gate, or that of the recipe an engine was built of, which is judged by another.
+    With ``signs`` a key will sign what was measured: then it was measured here.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Context:
     work: Path
     say: Callable[[str], None]
     budget: float | None = None
+    signs: bool = False
     stages: list[Stage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -85,6 +88,32 @@ class Context:
             lambda: make_record(kind, key, preimage, self._made(name, make)),
             shape,
         ).read(shape)
+
+    def counts(self, measured: Record | None) -> bool:
+        """Tell whether a stored measurement may be used: what is signed was measured here.
+
+        Whoever may write to a tier may write there what an engine is said to be worth.
+        """
+        return measured is not None and (not self.signs or was_made_here(measured))
+
+    def measured(self, name: str, preimage: Value, shape: type[T], make: Callable[[], T]) -> T:
+        """Return a measurement as :meth:`remembered` does, if it counts; else measure."""
+        key = digest("report/v1", preimage)
+        foreign = self.store.get("report", key, shape)
+        if foreign is not None and not self.counts(foreign):
+            return self._again(name, key, make)
+
+        def record() -> Record:
+            return made_here("report", key, preimage, self._made(name, make))
+
+        found = self.stage(name, "report", key, record, shape)
+        return found.read(shape) if self.counts(found) else self._again(name, key, make)
+
+    def _again(self, name: str, key: str, make: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        found = self._made(name, make)
+        self.log(name, key, started, cached=False)
+        return found
 
     def remembered_graph(
         self,

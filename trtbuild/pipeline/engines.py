@@ -32,8 +32,9 @@ from trtbuild.pipeline.refitting import (
     told,
 )
 from trtbuild.recipe import profile_table, recipe_json
+from trtbuild.runtime.made_here import mark_made
+from trtbuild.runtime.trust_files import STATE_VARIABLE
 from trtbuild.store import make_record, put_plan
-from trtbuild.store.statements import mark_built
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,7 +160,10 @@ def build_engine(
             refit_of=made.refit_of,
             weights_sha256=made.weights_sha256,
         )
-        return make_record("engine", key.digest, key, manifest, made.blobs)
+        record = make_record("engine", key.digest, key, manifest, made.blobs)
+        if unknown := mark_made(record):
+            context.find(name, _unremembered(unknown))
+        return record
 
     name = f"build {planned.target} {precision}"
     before = len(context.stages)
@@ -214,7 +218,6 @@ def _built(
         watch = Watch(context.say, name, expected_s)
         record = build_isolated(request, context.recipe.limits, watch)
         engine = store.put_file("engine", request.out)
-        mark_built(store, engine.sha256)
         weights = put_weights(store, graph, folder) if settings.get("strip_plan") else None
     donor = refit.donor if refit and record.refitted else None
     found = told(refit, record.seconds) if refit and record.refitted else choice.reason
@@ -225,6 +228,13 @@ def _built(
         layers=donor.layers if donor else None,
         refit_of=donor.sha256 if donor else "",
         weights_sha256=weights.sha256 if weights else "",
+    )
+
+
+def _unremembered(reason: str) -> str:
+    return (
+        f"it cannot be remembered that this engine was built here ({reason}): it is not loaded "
+        f"unsigned, and no key signs it. Name a writable folder with {STATE_VARIABLE}"
     )
 
 

@@ -155,7 +155,8 @@ def with_signatures(store: Store, report: Report, *, sign: bool = True) -> Repor
     if key:
         from trtbuild.pipeline.signing import sign_report, signer
 
-        sign_report(store, report, signer(key))
+        unsigned = sign_report(store, report, signer(key))
+        report = replace(report, findings=(*report.findings, *unsigned))
     return replace(
         report,
         engines=tuple(

@@ -9,8 +9,7 @@ import numpy as np
 
 from trtbuild.backends import gpu_lock, runtime, trt_session
 from trtbuild.errors import MissingBackendError
-from trtbuild.runtime.admission import allow_measuring
-from trtbuild.runtime.attached import attached
+from trtbuild.runtime.admission import admit_measuring
 from trtbuild.runtime.machine import preflight
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
 
     Raises:
         MissingBackendError: the engine does not run on this machine; the message says where.
-        TrustError: the installed library is not the one that built it.
+        TrustError: the installed library is not the one that built it, or a check refuses it.
         StoreError: the engine's bytes are lost or damaged.
     """
     target = manifest.preimage.target
@@ -40,18 +39,18 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
         raise MissingBackendError(
             f"--times: the engine is for {target}, and layers are timed where it runs. {reason}"
         )
-    options = allow_measuring(store, manifest)
-    preflight(manifest, options)
+    found = admit_measuring(store, manifest)
+    preflight(manifest, found.options)
+    engine = found.data
     inputs = {spec.name: _values(spec, manifest) for spec in manifest.inputs}
     if target.backend == "onnxruntime":
         from trtbuild.backends.ort_profile import node_ms  # noqa: PLC0415  imports the library
 
         with store.scratch() as folder:
-            times = node_ms(store.verified_path(manifest.sha256), inputs, _CALLS, folder)
+            times = node_ms(engine, inputs, _CALLS, folder)
     else:
-        engine, needs = store.read(manifest.sha256), attached(store, manifest)
         with gpu_lock.all_of(gpu_lock.measured((target,)), say):
-            times = trt_session.layer_ms(engine, target, options, needs, inputs)
+            times = trt_session.layer_ms(engine, target, found.options, found.attached, inputs)
     return msgspec.structs.replace(
         manifest.layers,
         layers=tuple(

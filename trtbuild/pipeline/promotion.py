@@ -45,8 +45,8 @@ _OTHER_KEY = (
 class Promotion:
     """What to promote: an engine, under which policy, by whom, as which model.
 
-    An empty ``model`` is that of the newest release. With ``cosign`` the newest promotion gets
-    one more signature instead of a new one being made.
+    An empty ``model`` is the name that the engine was built under. With ``cosign`` the newest
+    promotion gets one more signature instead of a new one being made.
     """
 
     engine: str
@@ -69,19 +69,17 @@ def promote(store: Store, promotion: Promotion) -> Release:
         StoreError: the store cannot be written.
     """
     record = find_engine(store, promotion.engine)
-    candidate = candidate_of(store, record)
+    candidate = candidate_of(record)
     envelopes = statements(store, candidate.sha256)
-    newest = _checked(candidate, envelopes, promotion)
-    _check_role(promotion, newest.model)
-    if promotion.cosign:
-        release = _promoted(envelopes, promotion, newest.model)
-    else:
-        now = second(datetime.now(timezone.utc))
+    release, others = _checked(candidate, envelopes, promotion)
+    _check_role(promotion, release.model)
+    if not promotion.cosign:
+        now = datetime.now(timezone.utc)
         release = msgspec.structs.replace(
-            newest,
-            seq=next_seq(newest.seq),
-            created=now,
-            expires=days_after(now, promotion.by.days),
+            release,
+            seq=next_seq(others, now),
+            created=second(now),
+            expires=days_after(second(now), promotion.by.days),
         )
     payload = payload_of(candidate.sha256, candidate.manifest_sha256, release)
     promotion.by.put(store, candidate.sha256, payload)
@@ -90,32 +88,39 @@ def promote(store: Store, promotion: Promotion) -> Release:
 
 def _checked(
     candidate: Candidate, envelopes: tuple[bytes, ...], promotion: Promotion
-) -> Release:
-    """Return the newest release whose statements hold, with the largest number of its model."""
+) -> tuple[Release, list[Release]]:
+    """Return the newest release whose statements hold, and all releases of its model.
+
+    To be cosigned it must have been promoted, and still hold today.
+    """
     policy = _without_promoters(promotion.policy)
-    now = Situation(policy=policy, now=datetime.now(timezone.utc), seen={})
+    model = promotion.model or candidate.model
+    now = Situation(policy=policy, now=datetime.now(timezone.utc), seen={}, model=model)
     check_engine(candidate, now)
     evidence = gather(envelopes, policy)
     found = [
-        (release, signed)
-        for release, signed in evidence.releases()
-        if promotion.model in ("", release.model)
+        (release, signed) for release, signed in evidence.releases() if release.model == model
     ]
+    if not evidence.releases():
+        decide(candidate, envelopes, now)  # says why
     if not found:
-        decide(candidate, envelopes, now)
         raise UsageError(
-            f"engine {candidate.sha256[:12]} has no release as {promotion.model!r}: name a "
+            f"engine {candidate.sha256[:12]} has no release as {model!r}: name a "
             f"model that a builder signed it as"
         )
+    others = [release for release, _ in found]
+    if promotion.cosign:
+        found = [each for each in found if each[1].names("promoter", model)]
+    if not found:
+        raise UsageError("there is no promotion to cosign: promote without --cosign first")
     failed: list[Failure] = []
     for release, signed in found:
-        then = Situation(policy=policy, now=moment(release.created), seen={})
-        outcome = examine(candidate, evidence, (release, signed), then)
-        if isinstance(outcome, Failure):
-            failed.append(outcome)
-            continue
-        last = max(each.seq for each, _ in found if each.model == release.model)
-        return msgspec.structs.replace(release, seq=last)
+        then = msgspec.structs.replace(now, now=moment(release.created))
+        situation = now if promotion.cosign else then
+        outcome = examine(candidate, evidence, (release, signed), situation)
+        if not isinstance(outcome, Failure):
+            return release, others
+        failed.append(outcome)
     raise best_first(failed)[0].reason
 
 
@@ -140,13 +145,6 @@ def _check_role(promotion: Promotion, model: str) -> None:
         "a key whose signature the policy counts",
         _OTHER_KEY,
     )
-
-
-def _promoted(envelopes: tuple[bytes, ...], promotion: Promotion, model: str) -> Release:
-    for release, signed in gather(envelopes, promotion.policy).releases():
-        if release.model == model and signed.names("promoter", model):
-            return release
-    raise UsageError("there is no promotion to cosign: promote without --cosign first")
 
 
 def _without_promoters(policy: Policy) -> Policy:

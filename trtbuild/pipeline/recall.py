@@ -17,6 +17,7 @@ import trtbuild
 from trtbuild.backends import gpu
 from trtbuild.engine import Value
 from trtbuild.pipeline import memo
+from trtbuild.pipeline.chosen_key import chosen_key
 from trtbuild.pipeline.targets import Plan
 from trtbuild.recipe import recipe_json
 from trtbuild.report.document import Report
@@ -33,19 +34,25 @@ class Question(Value, frozen=True, kw_only=True):
 
     ``recipe`` is its canonical JSON with its folder, ``plan`` says which engines, with all
     settings and the fingerprints of the libraries, ``program`` is the digest of our own code,
-    ``machine`` is what latencies were measured on.
+    ``machine`` is what latencies were measured on. With ``signs`` a key signs what the report
+    says, and all of it was measured here.
     """
 
     recipe: str
     plan: Plan
     program: str
     machine: str
+    signs: bool
 
 
 def question_of(recipe: Recipe, plan: Plan) -> Question:
     """Return the question whose answer is the report of a run of ``recipe``."""
     return Question(
-        recipe=recipe_json(recipe), plan=plan, program=_program_digest(), machine=machine()
+        recipe=recipe_json(recipe),
+        plan=plan,
+        program=_program_digest(),
+        machine=machine(),
+        signs=bool(chosen_key()),
     )
 
 

@@ -14,6 +14,7 @@ from trtbuild.engine import Manifest
 from trtbuild.errors import BuildError
 from trtbuild.graph.structure import Structure, structure_of
 from trtbuild.pipeline.building import engines
+from trtbuild.runtime.made_here import was_made_here
 from trtbuild.store import BlobLostError
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ def choose(store: Store, key: EngineKey, structure: Structure) -> Choice:
     """Return the newest engine whose key is ``key`` but for the values of weights.
 
     Only engines that were built are given weights, not those that were refitted themselves:
-    what their first builder knew of the weights is told by one record.
+    what their first builder knew of the weights is told by one record. And only those that
+    were built here: what is refitted here counts as built here, and all but its weights is
+    the donor's.
     """
     candidates = [
         record
         for record, manifest in engines(store)
-        if _is_alike(manifest, key) and not manifest.refit_of
+        if _is_alike(manifest, key) and not manifest.refit_of and was_made_here(record)
     ]
     if not candidates:
         return Choice()

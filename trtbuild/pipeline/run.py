@@ -12,6 +12,7 @@ from trtbuild.engine import PACKED
 from trtbuild.errors import BuildError, TrustError
 from trtbuild.pipeline import recall
 from trtbuild.pipeline.cast import cast
+from trtbuild.pipeline.chosen_key import chosen_key
 from trtbuild.pipeline.context import working
 from trtbuild.pipeline.engines import Built, build_engine, profile_of
 from trtbuild.pipeline.keeping import policy_dependencies, policy_of
@@ -118,7 +119,8 @@ def _whole(
     """
     try:
         with working(work.recipe, work.store, work.say) as context:
-            return _Run(_as_built(context, manifest), work, manifest).report()
+            own = replace(_as_built(context, manifest), signs=bool(chosen_key()))
+            return _Run(own, work, manifest).report()
     except BlobLostError as error:
         if attempts == 1:
             raise

@@ -1,13 +1,14 @@
 """Sign the engines of a report.
 
-A builder signs what it just built or found in the store, if the engine passed its gates: its
-provenance, its gates, and a release. An engine that is signed already is left as it is.
+A builder signs what was built here, if the engine passed its gates as they were measured here:
+its provenance, its gates, and a release. What a tier has for a key may be anything: an engine
+from elsewhere is signed only where a signature of it is trusted already. An engine that is
+signed already is left as it is.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
@@ -17,14 +18,17 @@ import msgspec
 import trtbuild
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import Manifest
-from trtbuild.errors import UsageError
+from trtbuild.errors import TrustError, UsageError
 from trtbuild.pipeline import key_files
 from trtbuild.pipeline.chosen_key import KEY_VARIABLE
-from trtbuild.report.document import Verification
+from trtbuild.report.document import Finding, Verification
+from trtbuild.runtime import trust_files
 from trtbuild.runtime.admission import candidate_of
 from trtbuild.store import find_engine
 from trtbuild.store.statements import put_statement, statements
 from trtbuild.trust import dsse
+from trtbuild.trust.candidate import Situation
+from trtbuild.trust.checks import check_engine, decide, is_plausible
 from trtbuild.trust.evidence import gather
 from trtbuild.trust.policy import Policy, Rule, TrustedKey
 from trtbuild.trust.statements import (
@@ -47,9 +51,10 @@ from trtbuild.trust.statements import (
     payload_of,
     second,
 )
+from trtbuild.trust.strict_json import MAX_INTEGER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from trtbuild.report.document import EngineReport, Report
     from trtbuild.store import Store
@@ -97,23 +102,40 @@ def check_model(name: str) -> str:
         ) from error
 
 
-def sign_report(store: Store, report: Report, by: Signer) -> None:
+def sign_report(store: Store, report: Report, by: Signer) -> tuple[Finding, ...]:
     """Sign the engines of a report that passed their gates, each unless it is signed already.
+
+    Returns why engines that passed were left unsigned.
 
     Raises:
         UsageError: the recipe's name is not one that can be signed.
+        TrustError: T01, the policy cannot be used.
         StoreError: the store cannot be written.
     """
+    found = []
     for engine in report.engines:
-        if engine.verification.passed:
+        if not engine.verification.passed:
+            continue
+        try:
             _sign_engine(store, report, engine, by)
+        except _UnknownOriginError as error:
+            found.append(Finding(stage="sign", text=str(error)))
+    return tuple(found)
+
+
+class _UnknownOriginError(Exception):
+    """An engine is not signed, since nobody knows who built it; the text says so."""
 
 
 def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer) -> None:
     record = find_engine(store, engine.key)
     manifest = record.read(Manifest)
-    candidate = candidate_of(store, record)
+    candidate = candidate_of(record)
     model = check_model(report.recipe)
+    if manifest.sha256 != engine.sha256:
+        raise _UnknownOriginError(
+            f"engine {engine.sha256[:12]} was not signed: its key has {candidate.label} now"
+        )
     gates = _payload(candidate, _gates(report, engine))
     evidence = gather(statements(store, candidate.sha256), by.policy())
     now = datetime.now(timezone.utc)
@@ -123,13 +145,13 @@ def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer)
         each.gates == payload_digest(gates) and moment(each.expires) > half for each in releases
     ):
         return
+    _check_origin(store, candidate, model, by)
     provenance = _payload(candidate, _provenance(model, report, candidate, manifest))
-    last = max((each.seq for each in releases), default=0)
     release = Release(
         model=model,
         target=str(manifest.preimage.target),
         key=candidate.key,
-        seq=next_seq(last),
+        seq=next_seq(releases, now),
         created=second(now),
         expires=days_after(second(now), by.days),
         provenance=payload_digest(provenance),
@@ -139,12 +161,57 @@ def _sign_engine(store: Store, report: Report, engine: EngineReport, by: Signer)
         by.put(store, candidate.sha256, payload)
 
 
-def next_seq(last: int) -> int:
-    """Return the number of a new release: larger than ``last``, and the Unix time in seconds.
+def _check_origin(store: Store, candidate: Candidate, model: str, by: Signer) -> None:
+    """Refuse to sign what was not built here, unless the policy or this key trusts it.
 
-    So builders that know nothing of each other still number releases in their order.
+    Raises:
+        _UnknownOriginError: neither does, or the engine was revoked.
+        TrustError: T01, the policy cannot be used.
     """
-    return max(int(time.time()), last + 1)
+    policy = trust_files.load_policy(trust_files.policy_name(""))
+    now = datetime.now(timezone.utc)
+    reasons = []
+    try:
+        check_engine(candidate, Situation(policy=policy, now=now, seen={}))
+        if candidate.built_here:
+            return
+        envelopes = statements(store, candidate.sha256)
+    except TrustError as error:
+        raise _UnknownOriginError(f"{candidate.label} was not signed: {error}") from error
+    for rules in (policy, by.policy()):
+        situation = Situation(
+            policy=msgspec.structs.replace(rules, unsigned="refuse"),
+            now=now,
+            seen={},
+            model=model,
+        )
+        try:
+            decide(candidate, envelopes, situation)
+        except TrustError as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise _UnknownOriginError(
+        f"{candidate.label} was not signed: it was not built by this user on this machine, and "
+        f"no signature of it is trusted ({reasons[0]}). Build it into a --store of its own, or "
+        f"let whoever built it sign it"
+    )
+
+
+def next_seq(releases: Iterable[Release], now: datetime) -> int:
+    """Return the number of a new release: the Unix time, and larger than all of ``releases``.
+
+    So builders that know nothing of each other still number releases in their order. Numbers
+    that nobody loads, since they are of another time than their release, do not count.
+
+    Raises:
+        UsageError: this machine's clock is off.
+    """
+    numbers = (each.seq for each in releases if is_plausible(each, now))
+    found = max(int(now.timestamp()), *(number + 1 for number in numbers), 1)
+    if found > MAX_INTEGER:
+        raise UsageError(f"this machine's clock says {second(now)}: set it, then sign again")
+    return found
 
 
 def builder_id(environment: Mapping[str, str]) -> str:

@@ -18,9 +18,8 @@ from trtbuild.pipeline.precision import baseline_of
 from trtbuild.pipeline.recall import machine
 from trtbuild.pipeline.source import calibration, reference_session
 from trtbuild.report.document import LatencyMs, Verification, summarize
-from trtbuild.runtime.admission import allow_measuring
-from trtbuild.runtime.attached import attached
-from trtbuild.store import make_record
+from trtbuild.runtime.admission import admit_measuring
+from trtbuild.runtime.made_here import made_here
 from trtbuild.store.counters import Tally, count
 from trtbuild.verification.accuracy import compare
 from trtbuild.verification.bootstrap import estimate
@@ -126,7 +125,7 @@ def accuracies(
     if not fresh:
         for name in names:
             record = context.store.get("report", name, Accuracy)
-            if record is not None:
+            if record is not None and context.counts(record):
                 known[name] = record.read(Accuracy)
     missing = {
         name: engine for name, engine in zip(names, engines, strict=True) if name not in known
@@ -136,7 +135,7 @@ def accuracies(
         known |= _compared(context, source, data, missing)
         for name, key in zip(names, keys, strict=True):
             if name in missing and not fresh:
-                context.store.put(make_record("report", name, key, known[name]))
+                context.store.put(made_here("report", name, key, known[name]))
     context.log("verify", digest("reports/v1", names), started, cached=not missing)
     return [known[name] for name in names]
 
@@ -211,7 +210,7 @@ def timing(context: Context, race: Race, *, fresh: bool) -> Timing:
         context.log(name, digest("report/v1", key), started, cached=False)
         return times
     try:
-        return context.remembered(name, "report", key, Timing, make_valid)
+        return context.measured(name, key, Timing, make_valid)
     except _Invalid as run:
         return run.timing
 
@@ -343,12 +342,12 @@ def _subject(context: Context, built: Built, network: Network) -> Session:
 
 def _device_session(context: Context, built: Built) -> Session:
     target = built.planned.target
-    options = allow_measuring(context.store, built.manifest)
+    found = admit_measuring(context.store, built.manifest)
     return runtime(target.backend).open_session(
-        context.store.read(built.manifest.sha256),
+        found.data,
         target,
-        options,
-        attached=attached(context.store, built.manifest),
+        found.options,
+        attached=found.attached,
         profiles=built.manifest.preimage.profiles,
     )
 

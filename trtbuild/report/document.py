@@ -198,7 +198,7 @@ class EngineReport(Value, frozen=True, kw_only=True):
     ``mac_share`` has that of each precision. ``weights_packed`` counts the layers that read
     packed weights by their type: they unpack them, and compute in another precision.
     ``fused_layers`` counts layers that cover more than one node of the graph. Without
-    ``signatures`` an engine is unsigned: only the store that built it may load it.
+    ``signatures`` an engine is unsigned: only who built it loads it, on that machine.
     """
 
     key: str

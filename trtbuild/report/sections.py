@@ -281,7 +281,7 @@ def int8_share(engine: EngineReport) -> str:
 def signed_note(signatures: Sequence[EngineSignature]) -> str:
     """Return the sentence that says who signed an engine, or that nobody did."""
     if not signatures:
-        return "unsigned: only the store that built it loads it, by a developer's policy"
+        return "unsigned: only who built it loads it, on this machine, by a developer's policy"
     names = [
         f"{each.name} ({each.role or 'not in the policy'}, {each.keyid[:_DIGEST_DIGITS]})"
         if each.holds

@@ -19,14 +19,17 @@ from trtbuild.backends import runtime, trt_plan, trt_settings
 from trtbuild.backends.session import DEFAULT, SessionOptions
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import TrustError, UsageError
+from trtbuild.recipe import recipe_name
 from trtbuild.runtime import canary, trust_files
 from trtbuild.runtime.attached import attached
 from trtbuild.runtime.machine import preflight
+from trtbuild.runtime.made_here import was_made_here
 from trtbuild.store import BlobLostError, find_engine
-from trtbuild.store.statements import damaged_statements, statements, was_built_here
+from trtbuild.store.statements import damaged_statements, statements
 from trtbuild.trust.candidate import Candidate, Situation
-from trtbuild.trust.checks import decide
+from trtbuild.trust.checks import check_engine, decide
 from trtbuild.trust.content import check_content
+from trtbuild.trust.memory import Loaded, Memory
 from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
@@ -42,14 +45,15 @@ _ONNX_START = b"\x08"
 
 
 class Terms(Value, frozen=True, kw_only=True):
-    """Under which policy and lockfile an engine is loaded; both are paths.
+    """Under which policy and lockfile an engine is loaded, both paths, and as which model.
 
     An empty ``policy`` is the one in force (:func:`trust_files.policy_name`); an empty ``lock``
-    is none.
+    is none. An empty ``model`` is the lockfile's, or the name that the engine was built under.
     """
 
     policy: str = ""
     lock: str = ""
+    model: str = ""
 
 
 DEFAULT_TERMS = Terms()
@@ -63,6 +67,15 @@ class Admitted:
     admission: Admission
     data: bytes
     attached: Attached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurable:
+    """An engine that may be run for a measurement: its bytes, and how it is opened."""
+
+    data: bytes
+    attached: Attached
+    options: SessionOptions
 
 
 def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAULT) -> Admitted:
@@ -79,43 +92,47 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     """
     policy_name = trust_files.policy_name(terms.policy)
     policy = trust_files.load_policy(policy_name)
-    record, pin = _found(store, name, terms.lock)
+    record, pin = _found(store, name, terms)
     manifest = record.read(Manifest)
-    admission = judge(store, record, pin, policy)
+    admission = judge(store, record, pin, policy, terms.model)
     preflight(manifest, options)
     data = _verified_bytes(store, record, manifest, host_code=policy.host_code)
     beside = attached(store, manifest)
     if policy.canary:
         canary.require(manifest, data, policy.canary_seconds, options, beside)
     if admission.signed:
-        trust_files.remember(admission.place, admission.seq)
+        loaded = Loaded(seq=admission.seq, keys=admission.keys)
+        trust_files.remember(admission.place, loaded, policy.revoked_keys())
     elif policy_name == DEVELOPER:
         _warn_once()
     return Admitted(manifest=manifest, admission=admission, data=data, attached=beside)
 
 
-def judge(store: Store, record: Record, pin: Pin | None, policy: Policy) -> Admission:
-    """Return what was signed of a stored engine, if ``policy`` lets it be loaded.
+def judge(
+    store: Store, record: Record, pin: Pin | None, policy: Policy, model: str = ""
+) -> Admission:
+    """Return what was signed of a stored engine, if ``policy`` lets it be loaded as ``model``.
 
     Raises:
         TrustError: it does not.
         StoreError: the store cannot be read.
     """
     manifest = record.read(Manifest)
-    candidate = candidate_of(store, record)
-    seen = trust_files.load_memory().releases if policy.keys else {}
+    candidate = candidate_of(record)
+    memory = trust_files.load_memory() if policy.keys else Memory()
     envelopes = statements(store, manifest.sha256)
     situation = Situation(
         policy=policy,
-        now=datetime.now(timezone.utc),
-        seen=seen,
+        now=_now(),
+        seen=memory.without(policy.revoked_keys()).numbers(),
         pin=pin,
+        model=model,
         damaged=damaged_statements(store, manifest.sha256),
     )
     return decide(candidate, envelopes, situation)
 
 
-def candidate_of(store: Store, record: Record) -> Candidate:
+def candidate_of(record: Record) -> Candidate:
     """Return what the store says of an engine.
 
     Raises:
@@ -135,32 +152,56 @@ def candidate_of(store: Store, record: Record) -> Candidate:
         key=record.key,
         manifest_sha256=hashlib.sha256(record.value).hexdigest(),
         preimage=manifest.preimage,
-        built_here=was_built_here(store, manifest.sha256),
+        model=recipe_name(manifest.recipe),
+        precision=manifest.precision_requested,
+        built_here=was_made_here(record),
     )
 
 
-def allow_measuring(store: Store, manifest: Manifest) -> SessionOptions:
-    """Return how an engine is opened for a measurement, or refuse one from elsewhere.
+def admit_measuring(store: Store, manifest: Manifest) -> Measurable:
+    """Return an engine that may be run for a measurement, before anybody signed it.
 
-    What this store built itself may be measured before anybody signed it, with the runtime
-    that a version-compatible engine brings; of others the policy decides about that too.
+    What was built here is not loaded in a child process first, its builder was one; it may
+    bring the runtime that it was asked to. What came from elsewhere passes every check of a
+    load but the memory of releases, which is of those that served.
 
     Raises:
-        TrustError: as :func:`judge`.
+        BlobLostError: its record or bytes were lost meanwhile.
+        TrustError: a check refuses it.
+        MissingBackendError: the backend's runtime is not installed.
     """
-    settings = dict(manifest.preimage.settings)
-    if was_built_here(store, manifest.sha256):
-        return SessionOptions(allow_host_code=bool(settings.get("version_compatible")))
+    record = store.get("engine", manifest.key)
+    if record is None or record.read(Manifest) != manifest:
+        message = f"engine {manifest.key[:SHOWN_DIGITS]} was lost from the store {store.root}"
+        raise BlobLostError(message)
     policy = trust_files.load_policy(trust_files.policy_name(""))
-    judge(store, find_engine(store, manifest.key), None, policy)
-    return SessionOptions(allow_host_code=trt_settings.brings_code(settings))
+    candidate = candidate_of(record)
+    brings = trt_settings.brings_code(dict(manifest.preimage.settings))
+    allowed = policy.host_code or (candidate.built_here and brings)
+    options = SessionOptions(allow_host_code=allowed and brings)
+    if candidate.built_here:
+        check_engine(candidate, Situation(policy=policy, now=_now(), seen={}))
+    else:
+        judge(store, record, None, policy)
+        preflight(manifest, options)
+    data = store.read(manifest.sha256)
+    _check_bytes(record, manifest, data, host_code=allowed)
+    beside = attached(store, manifest)
+    if policy.canary and not candidate.built_here:
+        canary.require(manifest, data, policy.canary_seconds, options, beside)
+    return Measurable(data=data, attached=beside, options=options)
 
 
-def _found(store: Store, name: str, lock: str) -> tuple[Record, Pin | None]:
+def _found(store: Store, name: str, terms: Terms) -> tuple[Record, Pin | None]:
     """Return the record that is meant, and its pin where there is a lockfile."""
+    lock = terms.lock
     if not lock:
         return find_engine(store, name), None
-    pins = trust_files.load_lock(Path(lock)).pins()
+    pins = [
+        pin
+        for pin in trust_files.load_lock(Path(lock)).pins()
+        if terms.model in ("", pin.model)
+    ]
     of_model = [pin for pin in pins if pin.model == name]
     if of_model:
         return _runnable(store, of_model)
@@ -205,19 +246,25 @@ def _verified_bytes(
     store: Store, record: Record, manifest: Manifest, *, host_code: bool
 ) -> bytes:
     """Return the engine's bytes, hashed in memory and looked at from the outside."""
-    label = f"engine {manifest.sha256[:SHOWN_DIGITS]}"
-    blob = record.blob("engine")
     try:
         data = store.read(manifest.sha256)
     except BlobLostError as error:
         raise refusal(
             "T13",
-            f"{label}: its bytes are lost or were damaged ({error.reason or error})",
+            f"engine {manifest.sha256[:SHOWN_DIGITS]}: its bytes are lost or were damaged "
+            f"({error.reason or error})",
             "the bytes that were signed",
             f"Bring them again: trtbuild cache pull {manifest.sha256[:SHOWN_DIGITS]} --from "
             f"URI; or run trtbuild engine RECIPE again where it was built",
         ) from error
-    if not len(data) == blob.bytes == manifest.bytes:
+    _check_bytes(record, manifest, data, host_code=host_code)
+    return data
+
+
+def _check_bytes(record: Record, manifest: Manifest, data: bytes, *, host_code: bool) -> None:
+    """Refuse (T13, T14) bytes of another size, that are no engine, or that hide a program."""
+    label = f"engine {manifest.sha256[:SHOWN_DIGITS]}"
+    if not len(data) == record.blob("engine").bytes == manifest.bytes:
         raise refusal(
             "T13",
             f"{label} has {len(data)} bytes",
@@ -225,7 +272,6 @@ def _verified_bytes(
             "Build or pull it again",
         )
     check_content(data, label, _header_problem(manifest, data), host_code=host_code)
-    return data
 
 
 def _header_problem(manifest: Manifest, data: bytes) -> str:
@@ -235,6 +281,10 @@ def _header_problem(manifest: Manifest, data: bytes) -> str:
     if target.backend == "onnxruntime" and not data.startswith(_ONNX_START):
         return "it does not start as an ONNX file does"
     return ""
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 @functools.cache

@@ -52,11 +52,13 @@ class Checked(Value, frozen=True, kw_only=True):
 class Wanted(Value, frozen=True, kw_only=True):
     """What is to be locked: these engines, or all that is signed where none is named.
 
-    Entries of the models in ``drop`` are left out.
+    Engines that are named are pinned as ``model``, where it is not empty, and all others under
+    the name that they were built under. Entries of the models in ``drop`` are left out.
     """
 
     engines: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    model: str = ""
 
 
 class Locked(Value, frozen=True, kw_only=True):
@@ -88,7 +90,7 @@ def lock(store: Store, path: Path, wanted: Wanted, policy: Policy) -> Locked:
         )
     kept = before.without(wanted.drop)
     if wanted.engines:
-        done = _with_named(store, kept, wanted.engines, policy)
+        done = _with_named(store, kept, wanted, policy)
     else:
         done = _with_all(store, kept, wanted.drop, policy)
     if not done.lock.engines and not wanted.drop:
@@ -108,11 +110,11 @@ def check(store: Store, path: Path, policy: Policy) -> tuple[Checked, ...]:
     return tuple(_checked(store, pin, policy) for pin in pins)
 
 
-def _with_named(store: Store, before: Lock, names: tuple[str, ...], policy: Policy) -> Locked:
+def _with_named(store: Store, before: Lock, wanted: Wanted, policy: Policy) -> Locked:
     """Return ``before`` with the entries of the engines that were named."""
     found: dict[tuple[str, str], Checked] = {}
-    for name in names:
-        each = _admitted(store, name, policy)
+    for name in wanted.engines:
+        each = _admitted(store, name, policy, wanted.model)
         if each.place in found:
             raise UsageError(
                 f"two engines were named for {each.model!r} on {each.target}: "
@@ -128,7 +130,7 @@ def _with_all(store: Store, before: Lock, drop: tuple[str, ...], policy: Policy)
     refused: list[Checked] = []
     for sha256 in signed_subjects(store):
         try:
-            each = _admitted(store, sha256, policy)
+            each = _admitted(store, sha256, policy, "")
         except TrtbuildError as error:
             refused.append(_refused(store, sha256, error))
             continue
@@ -216,10 +218,10 @@ def _refused(store: Store, sha256: str, error: TrtbuildError) -> Checked:
     )
 
 
-def _admitted(store: Store, name: str, policy: Policy) -> Checked:
+def _admitted(store: Store, name: str, policy: Policy, model: str) -> Checked:
     record = find_engine(store, name)
     manifest = record.read(Manifest)
-    admission = judge(store, record, None, policy)
+    admission = judge(store, record, None, policy, model)
     names = ", ".join((*admission.builders, *admission.promoters))
     return Checked(
         model=admission.model if admission.signed else _recipe_name(manifest),

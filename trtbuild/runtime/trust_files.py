@@ -27,10 +27,11 @@ from trtbuild.trust.policy import (
 from trtbuild.trust.refusal import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from trtbuild.errors import TrustError
     from trtbuild.trust.lockfile import Lock
+    from trtbuild.trust.memory import Loaded
     from trtbuild.trust.policy import (
         Policy,
     )
@@ -127,8 +128,10 @@ def load_memory() -> Memory:
     return read_memory(data, str(path))
 
 
-def remember(place: str, seq: int) -> None:
+def remember(place: str, loaded: Loaded, revoked: Collection[str]) -> None:
     """Remember that a release was loaded, durably; two processes never lose each other's.
+
+    What keys in ``revoked`` alone have signed is forgotten.
 
     Raises:
         TrustError: T18, it cannot be written.
@@ -137,7 +140,7 @@ def remember(place: str, seq: int) -> None:
     try:
         with _locked(path):
             before = load_memory()
-            after = before.after(place, seq)
+            after = before.without(revoked).after(place, loaded)
             if after != before:
                 _replace(path, write_memory(after))
     except OSError as error:

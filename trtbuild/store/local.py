@@ -9,7 +9,6 @@
     v1/refs/<namespace>/<name>     what must be kept (see :mod:`trtbuild.store.pins`)
     v1/counters/                   what the store was worth (:mod:`trtbuild.store.counters`)
     v1/att/<engine>/<digest>       signed statements (see :mod:`trtbuild.store.statements`)
-    v1/built/<engine>              engines that this store's owner built; never carried
 
 The folder tree is the truth; there is no index that could disagree with it. The time of change
 of a record's file is its last use, to the hour.

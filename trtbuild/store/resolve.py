@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.canonical import sha256_file
 from trtbuild.engine import Value
-from trtbuild.errors import StoreError, UsageError
+from trtbuild.errors import StoreError, TrustError, UsageError
 from trtbuild.store.record import is_digest, make_record
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def find_engine(store: Store, text: str) -> Record:
 
     Raises:
         UsageError: nothing, or more than one engine, has this name.
+        TrustError: T08, what is known of these bytes is the record of others.
         StoreError: the engine is known, but its record is lost; or a tier that may know it did
             not answer.
     """
@@ -135,7 +136,24 @@ def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:
             f"were damaged in the store {store.root}. Build it again"
         )
         raise StoreError(message)
-    return engine
+    return _with_bytes(engine, sha256, label)
+
+
+def _with_bytes(engine: Record, sha256: str, label: str) -> Record:
+    """Return ``engine`` if it is of the bytes that were asked for.
+
+    Whoever may write to a tier may write there which record some bytes belong to.
+    """
+    found = engine.blob("engine").sha256
+    if found == sha256:
+        return engine
+    message = (
+        f"{label}: its plan record names engine {engine.key[:_SHOWN_DIGITS]}, which is of "
+        f"other bytes ({found[:_SHOWN_DIGITS]}): expected a record of "
+        f"{sha256[:_SHOWN_DIGITS]}. Somebody changed the store or a tier of it: name the "
+        "engine by its key, or build it again with another --store"
+    )
+    raise TrustError(message, "T08")
 
 
 def _ambiguous(text: str, names: list[str]) -> UsageError:

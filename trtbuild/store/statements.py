@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_STATEMENT_BYTES = 1 << 20
 _FOLDER = "att"
-_BUILT = "built"
 
 
 def put_statement(store: Store, subject_sha256: str, envelope: bytes) -> str:
@@ -80,32 +79,5 @@ def signed_subjects(store: Store) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in folder.iterdir() if is_digest(path.name)))
 
 
-def mark_built(store: Store, engine_sha256: str) -> None:
-    """Remember that this very store's owner built an engine; never carried to other stores.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
-    with explained(store.root), draft(store.top / "tmp", [b""]) as written:
-        link_new(written.path, _mark(store, engine_sha256), store.top)
-
-
-def was_built_here(store: Store, engine_sha256: str) -> bool:
-    """Tell whether :func:`mark_built` was called for an engine in this store.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
-    with explained(store.root):
-        content = read_file(_mark(store, engine_sha256), MAX_STATEMENT_BYTES)
-    if content is None or content.fault:
-        return False
-    return not content.data
-
-
 def _folder(store: Store, subject_sha256: str) -> Path:
     return store.top / _FOLDER / check_digest(subject_sha256)
-
-
-def _mark(store: Store, engine_sha256: str) -> Path:
-    return store.top / _BUILT / check_digest(engine_sha256)

@@ -24,6 +24,8 @@ from trtbuild.trust.claims import (
     other_part,
 )
 from trtbuild.trust.evidence import gather
+from trtbuild.trust.keys import public_key
+from trtbuild.trust.policy import Rule
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 from trtbuild.trust.statements import ENGINE, MANIFEST, moment
 
@@ -33,11 +35,17 @@ if TYPE_CHECKING:
 
     from trtbuild.trust.candidate import Candidate, Pin, Situation
     from trtbuild.trust.evidence import Evidence, Signed
-    from trtbuild.trust.policy import Policy, Rule
+    from trtbuild.trust.policy import Policy
     from trtbuild.trust.statements import Release
 
 _SKEW = timedelta(minutes=10)
 """How far a builder's clock may be ahead of ours."""
+
+_SLACK = timedelta(hours=1)
+"""How far a release's number may be from its time: two clocks, and numbers that were taken."""
+
+_NO_RULE = Rule(names=())
+"""What holds for unsigned engines of models that no table of the policy is about."""
 
 
 def decide(candidate: Candidate, envelopes: Sequence[bytes], situation: Situation) -> Admission:
@@ -86,7 +94,7 @@ def check_engine(candidate: Candidate, situation: Situation) -> None:
 def _pinned_unsigned(candidate: Candidate, situation: Situation) -> Admission:
     """Return the admission of an engine that is pinned with the number 0, for no release."""
     if situation.policy.unsigned == "local" and candidate.built_here:
-        return Admission(signed=False, target=str(candidate.preimage.target))
+        return _local(candidate, situation, [])
     raise refusal(
         "T02",
         f"{candidate.label} is pinned as unsigned (seq = 0), and the policy does not load it "
@@ -103,14 +111,10 @@ def _unsigned(
     local = situation.policy.unsigned == "local"
     pinned_release = situation.pin is not None and situation.pin.seq > 0
     if local and candidate.built_here and not pinned_release:
-        return Admission(
-            signed=False,
-            target=str(candidate.preimage.target),
-            ignored=tuple(str(each) for each in reasons),
-        )
+        return _local(candidate, situation, reasons)
     if reasons:
         raise reasons[0]
-    where = "was not built into this store" if local else "carries no signature"
+    where = "was not built by this user on this machine" if local else "carries no signature"
     if situation.damaged:
         where = f"{situation.damaged} files of statements beside it are damaged"
     raise refusal(
@@ -119,7 +123,29 @@ def _unsigned(
         "a release signed by a key of the policy",
         "Pull it where it is signed (trtbuild cache pull), let whoever built it sign it by "
         "running trtbuild engine RECIPE again with a key (trtbuild keys generate NAME --use), "
-        "or build it here into a new --store",
+        "or build it here into a new --store (what earlier versions noted in the store itself, "
+        "which anybody could copy, does not count)",
+    )
+
+
+def _local(candidate: Candidate, situation: Situation, reasons: list[TrustError]) -> Admission:
+    """Return the admission of an unsigned engine that was built here.
+
+    Raises:
+        TrustError: T08, another model was asked for; T11 or T12, what it carries or its
+            library's version is not allowed.
+    """
+    wanted = situation.wanted(candidate)
+    if wanted != candidate.model:
+        raise _other_model(
+            candidate, f"is unsigned and was built as {candidate.model!r}", wanted
+        )
+    check_settings(candidate, situation.policy)
+    check_version(candidate, situation.policy.rule(candidate.model) or _NO_RULE)
+    return Admission(
+        signed=False,
+        target=str(candidate.preimage.target),
+        ignored=tuple(str(each) for each in reasons),
     )
 
 
@@ -156,7 +182,9 @@ def examine(
         lambda: _check_signers(candidate, signed, release.model, rule),
         lambda: _check_rollback(candidate, release, situation),
         lambda: _check_fresh(candidate, release, rule, situation.now),
-        lambda: _check_binding(candidate, found, situation.pin),
+        lambda: _check_number(candidate, release, situation.now),
+        lambda: _check_model(candidate, release, situation),
+        lambda: _check_binding(candidate, found),
         lambda: check_provenance(candidate, release, provenance, rule),
         lambda: check_gates(candidate, release, gates, rule),
         lambda: check_settings(candidate, situation.policy),
@@ -171,10 +199,16 @@ def examine(
         signed=True,
         model=release.model,
         target=release.target,
+        precision=candidate.precision,
         seq=release.seq,
         expires=release.expires,
         builders=provenance[1].names("builder", release.model) if provenance else (),
         promoters=signed.names("promoter", release.model),
+        keys=tuple(
+            public_key(each.public).keyid
+            for each in signed.of_role("promoter", release.model)
+            or signed.of_role("builder", release.model)
+        ),
     )
 
 
@@ -239,9 +273,23 @@ def _check_record(candidate: Candidate) -> None:
         )
 
 
-def _check_binding(
-    candidate: Candidate, found: tuple[Release, Signed], pin: Pin | None
-) -> None:
+def _check_model(candidate: Candidate, release: Release, situation: Situation) -> None:
+    wanted = situation.wanted(candidate)
+    if release.model != wanted:
+        raise _other_model(candidate, f"was signed as {release.model!r}", wanted)
+
+
+def _other_model(candidate: Candidate, problem: str, wanted: str) -> TrustError:
+    return refusal(
+        "T08",
+        f"{candidate.label} {problem}",
+        f"the model {wanted!r}",
+        "If it is meant to be served under another name than its recipe's, say so: "
+        "trtbuild.load(..., model=NAME), or trtbuild lock ENGINE --model NAME",
+    )
+
+
+def _check_binding(candidate: Candidate, found: tuple[Release, Signed]) -> None:
     release, signed = found
     statement = signed.statement
     pairs = (
@@ -249,7 +297,6 @@ def _check_binding(
         ("manifest", statement.digest_of(MANIFEST), candidate.manifest_sha256),
         ("key", release.key, candidate.key),
         ("target", release.target, str(candidate.preimage.target)),
-        ("model", release.model, pin.model if pin else release.model),
     )
     for name, was_signed, is_here in pairs:
         if was_signed != is_here:
@@ -286,9 +333,10 @@ def _check_signers(candidate: Candidate, signed: Signed, model: str, rule: Rule)
 
 def _check_rollback(candidate: Candidate, release: Release, situation: Situation) -> None:
     pin = situation.pin
-    last = max(
-        situation.seen.get(f"{release.model}/{release.target}", 0), pin.seq if pin else 0
-    )
+    place = f"{release.model}/{release.target}"
+    # The first is what versions remembered that did not tell precisions apart.
+    seen = [situation.seen.get(f"{place}{rest}", 0) for rest in ("", f"/{candidate.precision}")]
+    last = max(*seen, pin.seq if pin else 0)
     if release.seq < last:
         raise refusal(
             "T06",
@@ -317,3 +365,24 @@ def _check_fresh(candidate: Candidate, release: Release, rule: Rule, now: dateti
         "Check this machine's clock; if it is right, let the engine be promoted anew: "
         "trtbuild promote ENGINE",
     )
+
+
+def is_plausible(release: Release, now: datetime) -> bool:
+    """Tell whether a release's number is the time at which it was made, more or less.
+
+    A number is remembered and never goes down: one from the far future would be the last.
+    """
+    made = moment(release.created)
+    times = (made - _SLACK, min(made, now) + _SLACK)
+    return times[0].timestamp() <= release.seq <= times[1].timestamp()
+
+
+def _check_number(candidate: Candidate, release: Release, now: datetime) -> None:
+    if not is_plausible(release, now):
+        raise refusal(
+            "T07",
+            f"{candidate.label}: release {release.seq} of {release.model!r} was made at "
+            f"{release.created}, which its number does not say",
+            "the Unix time of its making, within an hour",
+            "Check the clock of whoever signed it, and let it be signed anew",
+        )

@@ -45,11 +45,13 @@ class Signed(Value, frozen=True, kw_only=True):
     statement: Statement
     signers: tuple[TrustedKey, ...]
 
+    def of_role(self, role: Role, model: str) -> tuple[TrustedKey, ...]:
+        """Return those signers that have the role for the model."""
+        return tuple(each for each in self.signers if each.role == role and each.fits(model))
+
     def names(self, role: Role, model: str) -> tuple[str, ...]:
         """Return the names of those signers that have the role for the model."""
-        return tuple(
-            each.name for each in self.signers if each.role == role and each.fits(model)
-        )
+        return tuple(each.name for each in self.of_role(role, model))
 
 
 class Evidence:

@@ -5,35 +5,77 @@ Kept apart from every store, and changed only after all checks have passed.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from trtbuild.canonical import encode
 from trtbuild.engine import Value
 from trtbuild.trust import strict_json
+from trtbuild.trust.dsse import Sha256
 from trtbuild.trust.refusal import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 MAX_MEMORY_BYTES = 16 << 20
 
 _Seq = Annotated[int, msgspec.Meta(ge=1, le=strict_json.MAX_INTEGER)]
 
 
+class Loaded(Value, frozen=True, kw_only=True):
+    """The latest release that was loaded, and the ids of the keys whose signatures counted."""
+
+    seq: _Seq
+    keys: tuple[Sha256, ...]
+
+
 class Memory(Value, frozen=True, kw_only=True):
-    """The largest ``seq`` that was loaded, by ``model/target``."""
+    """The release with the largest ``seq`` that was loaded, by ``model/target/precision``."""
 
-    schema: Literal[1] = 1
-    releases: dict[str, _Seq] = msgspec.field(default_factory=dict)
+    schema: Literal[2] = 2
+    releases: dict[str, Loaded] = msgspec.field(default_factory=dict)
 
-    def after(self, place: str, seq: int) -> Memory:
-        """Return the memory once the release ``seq`` was loaded; it never goes down."""
-        return Memory(releases={**self.releases, place: max(seq, self.releases.get(place, 0))})
+    def without(self, revoked: Collection[str]) -> Memory:
+        """Return the memory without what revoked keys alone have signed.
+
+        Else whoever stole a key once could forbid a machine every release to come.
+        """
+        kept = {
+            place: each
+            for place, each in self.releases.items()
+            if not each.keys or any(keyid not in revoked for keyid in each.keys)
+        }
+        return Memory(releases=kept)
+
+    def after(self, place: str, loaded: Loaded) -> Memory:
+        """Return the memory once a release was loaded; its number never goes down."""
+        known = self.releases.get(place)
+        if known is not None and known.seq >= loaded.seq:
+            return self
+        return Memory(releases={**self.releases, place: loaded})
+
+    def numbers(self) -> dict[str, int]:
+        """Return the numbers of the releases by their places."""
+        return {place: each.seq for place, each in self.releases.items()}
+
+
+class _First(Value, frozen=True, kw_only=True):
+    """What was written before keys were remembered; its places are ``model/target``."""
+
+    schema: Literal[1]
+    releases: dict[str, _Seq]
 
 
 def read_memory(data: bytes, name: str) -> Memory:
     """Return the memory in a file's bytes; raises TrustError T18 if they are anything else."""
     try:
-        return strict_json.decode(data, Memory)
+        value = strict_json.parse(data)
+        if isinstance(value, dict) and value.get("schema") == 1:
+            first = strict_json.read(value, _First)
+            kept = {place: Loaded(seq=seq, keys=()) for place, seq in first.releases.items()}
+            return Memory(releases=kept)
+        return strict_json.read(value, Memory)
     except strict_json.StrictError as error:
         raise refusal(
             "T18",

@@ -117,9 +117,10 @@ class Revoked(Value, frozen=True, kw_only=True):
 class Policy(Value, frozen=True, kw_only=True):
     """What must hold before an engine is loaded.
 
-    ``unsigned``: ``refuse`` them, or allow those ``local`` ones that were built into this very
-    store. ``canary`` loads an engine in a child process first, once per machine. ``host_code``
-    allows version-compatible engines, which bring a runtime for this machine's processor.
+    ``unsigned``: ``refuse`` them, or allow those ``local`` ones that this user built on this
+    machine. ``canary`` loads an engine in a child process first, once per machine.
+    ``host_code`` allows version-compatible engines, which bring a runtime for this machine's
+    processor.
     """
 
     schema: Literal[1]
@@ -146,7 +147,7 @@ class Policy(Value, frozen=True, kw_only=True):
 
 
 DEVELOPER_POLICY = Policy(schema=1, unsigned="local")
-"""No key is trusted, and what this store built itself is loaded unsigned."""
+"""No key is trusted, and what this user built on this machine is loaded unsigned."""
 
 
 class Keyring(Value, frozen=True, kw_only=True):
@@ -204,7 +205,7 @@ def revoked_table(what: Literal["key", "engine"], digest: str, reason: str) -> s
 NEW_POLICY = """\
 # Which engines trtbuild.load may load (README, Trust). An unknown key in it is an error.
 schema = 1
-unsigned = "refuse"         # "local": also what this store built itself (for developers)
+unsigned = "refuse"         # "local": also what you built on this machine (for developers)
 canary = true               # first load of an engine on a machine in a child process
 
 [[models]]                  # the first table whose names fit a recipe's name counts

@@ -106,4 +106,11 @@ def _engine_of(tier: Tier, sha256: str) -> str:
         raise TierError(
             f"{tier.uri}: plan {sha256[:12]} is listed there and absent. Run it again"
         )
-    return plan.read(Plan).engine_key
+    key = plan.read(Plan).engine_key
+    engine = fetch_record(tier, "engine", key)
+    if engine is not None and engine.blob("engine").sha256 != sha256:
+        raise TierError(
+            f"{tier.uri}: its plan record of {sha256[:12]} names engine {key[:12]}, which is "
+            f"of other bytes. Nothing was stored here; delete that plan record there"
+        )
+    return key
