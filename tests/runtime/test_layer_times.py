@@ -17,8 +17,9 @@ from trtbuild.backends.session import Attached, Plan, SessionOptions
 from trtbuild.engine import Manifest, Target, TensorSpec
 from trtbuild.errors import MissingBackendError
 from trtbuild.pipeline import layer_times
-from trtbuild.store import Store
-from trtbuild.store.statements import mark_built
+from trtbuild.runtime import admission
+from trtbuild.runtime.made_here import mark_made
+from trtbuild.store import Store, make_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +116,9 @@ def test_an_engine_is_opened_as_a_session_opens_it(
     monkeypatch.setattr(trt_session, "load_plugins", lambda _, needs, __: given.append(needs))
     monkeypatch.setattr(trt_refit, "give", lambda _api, _engine, source: given.append(source))
     monkeypatch.setattr(trt_refit, "onnx_bytes", lambda model: model)
-    store = Store.open(str(tmp_path))
+    monkeypatch.setenv("TRTBUILD_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(admission, "_header_problem", lambda *_: "")  # no plan, a few bytes
+    store = Store.open(str(tmp_path / "store"))
     manifest = _manifest(store)
     found = layer_times.timed_layers(store, manifest, pytest.fail)
     assert indices == [1]
@@ -135,15 +138,17 @@ def _manifest(store: Store) -> Manifest:
     key = msgspec.structs.replace(
         engine_key("sm_90", 3), settings=tuple(settings.items()), target=TARGET, profiles=()
     )
-    manifest = put_engine(store, key, b"plan").read(Manifest)
-    mark_built(store, manifest.sha256)
-    (layer, *_) = manifest.layers.layers
+    template = put_engine(Store.open(f"{store.root}-other"), key, b"plan").read(Manifest)
+    (layer, *_) = template.layers.layers
     layers = msgspec.structs.replace(
-        manifest.layers, layers=(msgspec.structs.replace(layer, engine_name="conv"),)
+        template.layers, layers=(msgspec.structs.replace(layer, engine_name="conv"),)
     )
-    return msgspec.structs.replace(
-        manifest,
+    manifest = msgspec.structs.replace(
+        template,
         inputs=(TensorSpec(name="x", dtype="float32", shape=(2, 4)),),
         layers=layers,
         weights_sha256=store.put_bytes("weights", b"network").sha256,
     )
+    blob = store.put_bytes("engine", b"plan")
+    mark_made(store.put(make_record("engine", key.digest, key, manifest, (blob,))))
+    return manifest
