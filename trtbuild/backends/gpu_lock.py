@@ -31,13 +31,10 @@ _READABLE = 0o444
 
 
 def measured(targets: Sequence[Target]) -> tuple[str, ...]:
-    """Return the PCI bus ids of the GPUs that engines for ``targets`` run on here.
-
-    Engines run on the first GPU of their architecture.
-    """
-    archs = {each.arch for each in targets}
-    buses = dict(zip(reversed(gpu.archs()), reversed(gpu.pci_bus_ids()), strict=True))
-    return tuple(sorted({bus for arch, bus in buses.items() if arch in archs}))
+    """Return the PCI bus ids of the GPUs that engines for ``targets`` run on here."""
+    buses = gpu.pci_bus_ids()
+    indices = {gpu.index_for(each) for each in targets} - {-1}
+    return tuple(sorted(buses[index] for index in indices))
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def misfit(target: Target, settings: Mapping[str, Setting], machine: Machine) ->
             f"has {', '.join(models)}: build it for this one, or with hardware_compatible"
         )
     if settings.get("hardware_compatible") == "ampere_plus" and any(
-        _number(arch) >= max(_AMPERE, _number(target.arch)) for arch in archs
+        gpu.number(arch) >= max(_AMPERE, gpu.number(target.arch)) for arch in archs
     ):
         return ""
     return (
@@ -212,13 +212,7 @@ def open_session(
         raise MissingBackendError(reason)
     from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
 
-    archs = [arch for arch, _ in machine.gpus]
-    index = options.device
-    if index < 0:
-        wanted = (target.arch, target.device)
-        index = archs.index(target.arch) if target.arch in archs else 0
-        if wanted in machine.gpus:
-            index = machine.gpus.index(wanted)
+    index = max(gpu.index_for(target, options.device), 0)  # TensorRT itself refuses it there
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
     labels = {"backend": target.backend, "arch": target.arch}
@@ -264,7 +258,3 @@ def _library(backend: str) -> Library | None:
                     return Library(module=module, version=version, cuda_major=major)
             return Library(module=module, version=distributions.version(module), cuda_major=0)
     return None
-
-
-def _number(arch: str) -> int:
-    return int(arch.partition("_")[2] or 0)

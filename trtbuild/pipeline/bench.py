@@ -182,7 +182,7 @@ def _lanes(
         return {HOST: lane}
     from trtbuild.backends import cuda_lanes  # noqa: PLC0415  its imports need a driver
 
-    device = gpu.archs().index(target.arch)
+    device = gpu.index_for(target)
     found = stack.enter_context(cuda_lanes.open_lanes(session, fed.arrays, device))
     lanes: dict[Way, Lane] = {Way(cuda_graph=_replays(session, lane)): lane}
     for copies, events in found.items():

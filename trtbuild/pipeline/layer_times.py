@@ -50,7 +50,7 @@ def timed_layers(store: Store, manifest: Manifest, say: Callable[[str], None]) -
     else:
         from trtbuild.backends.trt_times import engine_layer_ms  # noqa: PLC0415  needs a driver
 
-        index = gpu.archs().index(target.arch)
+        index = gpu.index_for(target)
         engine = store.read(manifest.sha256)
         with gpu_lock.all_of(gpu_lock.measured((target,)), say):
             times = engine_layer_ms(engine, index, target.backend, inputs, _CALLS)
