@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import trtbuild
-from trtbuild.backends import cuda_device, trt_session
+from trtbuild.backends import cuda_device, gpu, trt_session
 from trtbuild.backends.session import Plan, SessionOptions
 from trtbuild.backends.trt_engine import Engine
 from trtbuild.engine import Manifest
@@ -33,20 +34,26 @@ ROUNDS = 15
 
 
 class BareLoop:
-    """One context whose shapes and addresses are set once."""
+    """One context whose shapes and addresses are set once, on the GPU that sessions choose.
+
+    The device is current in this thread until :meth:`close`.
+    """
 
     def __init__(self, plan: bytes, manifest: Manifest, feeds: Mapping[str, Array]) -> None:
         target = manifest.preimage.target
         library = trt_session.here(target.backend).library
         assert library is not None
         found = trt_session.library_api(target.backend, library.module)
-        device = cuda_device.device(0)
+        device = self.device = cuda_device.device(gpu.index_for(target))
         device.enter()
+        self.memories: list[Any] = []
+        self.pinned: list[Any] = []
         self.engine = Engine(Plan(engine=plan), found, SessionOptions())
         self.stream = cuda_device.Stream()
         scratch = device.allocate(max(self.engine.scratch_bytes, 256))
         self.context = self.engine.new_context(int(scratch))
-        self.keep, self.copies_in, self.copies_out = [scratch], [], []
+        self.memories.append(scratch)
+        self.copies_in, self.copies_out = [], []
         for name, array in feeds.items():
             self.context.set_input_shape(name, array.shape)
             self.copies_in.append((*self._bind(name, array.nbytes), array))
@@ -56,7 +63,9 @@ class BareLoop:
             self.copies_out.append((*self._bind(spec.name, array.nbytes), array))
 
     def _bind(self, name: str, size: int) -> tuple[Any, Any]:
-        memory, host = cuda_device.Device.allocate(size), cuda_device.Device.pin(size)
+        memory, host = self.device.allocate(size), self.device.pin(size)
+        self.memories.append(memory)
+        self.pinned.append(host)
         self.context.set_tensor_address(name, int(memory))
         return memory, host
 
@@ -70,6 +79,17 @@ class BareLoop:
         self.stream.synchronize()
         for _, host, array in self.copies_out:
             np.copyto(array.reshape(-1).view(np.uint8), host)
+
+    def close(self) -> None:
+        """Free everything while the device is current: PyCUDA aborts the process else."""
+        self.stream.close()
+        self.context = None
+        self.engine.close()
+        for memory in self.memories:
+            self.device.free(memory)
+        for host in self.pinned:
+            self.device.unpin(host)
+        self.device.leave()
 
 
 def median_us(call: Callable[[], object], calls: int) -> float:
@@ -89,22 +109,32 @@ def main() -> None:
     given = parser.parse_args()
     store = Store.open(given.store)
     manifest = find_engine(store, given.engine).read(Manifest)
-    plain = trtbuild.load(given.engine, given.store, contexts=1, cuda_graphs=False)
-    graphed = trtbuild.load(given.engine, given.store, contexts=1, warmup=5)
-    feeds = warmup.samples(plain.inputs, manifest.preimage.profiles)[0]
-    bare = BareLoop(store.read(manifest.sha256), manifest, feeds)
-    loops: dict[str, Callable[[], object]] = {
-        "bare loop": bare,
-        "session": lambda: plain.run(feeds),
-        "session, CUDA graphs": lambda: graphed.run(feeds),
-    }
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(ROUNDS):
-        for name, call in loops.items():
-            times[name].append(median_us(call, given.calls // ROUNDS))
+    with ExitStack() as stack:
+        plain = trtbuild.load(given.engine, given.store, contexts=1, cuda_graphs=False)
+        graphed = trtbuild.load(given.engine, given.store, contexts=1, warmup=5)
+        for session in (plain, graphed):
+            stack.enter_context(session)
+        feeds = warmup.samples(plain.inputs, manifest.preimage.profiles)[0]
+        bare = BareLoop(store.read(manifest.sha256), manifest, feeds)
+        stack.callback(bare.close)
+        loops: dict[str, Callable[[], object]] = {
+            "bare loop": bare,
+            "session": lambda: plain.run(feeds),
+            "session, CUDA graphs": lambda: graphed.run(feeds),
+        }
+        times = in_turns(loops, given.calls // ROUNDS)
     for name, found in times.items():
         over = statistics.median(a - b for a, b in zip(found, times["bare loop"], strict=True))
         print(f"{name:22} {statistics.median(found):9.1f} us   over bare {over:+8.1f} us")
+
+
+def in_turns(loops: Mapping[str, Callable[[], object]], calls: int) -> dict[str, list[float]]:
+    """Return the median of each round, by the name of a loop."""
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(ROUNDS):
+        for name, call in loops.items():
+            times[name].append(median_us(call, calls))
+    return times
 
 
 if __name__ == "__main__":
