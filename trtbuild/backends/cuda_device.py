@@ -119,8 +119,19 @@ class Device:
 
     @staticmethod
     def pin(size: int) -> npt.NDArray[np.uint8]:
-        """Return page-locked host memory, which the device copies from without a detour."""
-        found: npt.NDArray[np.uint8] = cuda.pagelocked_empty(size, np.uint8)
+        """Return page-locked host memory, which the device copies from without a detour.
+
+        Raises:
+            NoRoomError: there is not enough.
+        """
+        try:
+            found: npt.NDArray[np.uint8] = cuda.pagelocked_empty(size, np.uint8)
+        except cuda.MemoryError as error:
+            message = (
+                f"a tensor needs {size >> 20} MiB of page-locked host memory, which the driver "
+                "does not give: free memory of this machine, or give fewer contexts"
+            )
+            raise NoRoomError(message) from error
         return found
 
     @staticmethod

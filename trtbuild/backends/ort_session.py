@@ -192,7 +192,7 @@ class _ServedSession(_OrtSession):
 
     def close(self) -> None:
         """Refuse later calls; the library frees its memory with the session."""
-        self._pool.close(lambda _permit: None, _PATIENCE_S)
+        self._pool.close(_PATIENCE_S, lambda: None)
 
     def __enter__(self) -> Self:
         """Return the session itself."""
