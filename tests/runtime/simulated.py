@@ -11,6 +11,7 @@ import ctypes
 import enum
 import importlib
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,17 @@ class Device:
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executions = 0
-        self.contexts: list[Any] = []
+        self.running: set[int] = set()
+        self.faults: list[str] = []
+        self._contexts: list[weakref.ref[_Context]] = []
+
+    @property
+    def contexts(self) -> list[_Context]:
+        """Those that live."""
+        return [each for ref in self._contexts if (each := ref()) is not None]
+
+    def add(self, context: _Context) -> None:
+        self._contexts.append(weakref.ref(context))
 
     def do(self, work: Callable[[], None]) -> None:
         assert self.depth > 0, "the device is not current in this thread"
@@ -117,6 +128,7 @@ def fill_pycuda(module: Array, device: Device) -> None:
 
         def synchronize(self) -> None:
             assert device.capturing is None, "cannot wait while a stream is captured"
+            device.running.clear()
 
     def copy(to: int, source: int, size: int) -> None:
         device.do(lambda: _move(device, to, source, size))
@@ -182,13 +194,21 @@ def fill_bindings(module: Array, device: Device) -> None:
 class Api:
     """TensorRT with one engine: ``y`` is twice ``x`` (float32, N x 4).
 
-    ``late``: instead the positive elements of ``x``, however many there are.
+    ``late``: instead the positive elements of ``x``, however many there are. ``exclusive``: a
+    profile is one context's, as in 8.6 where it was not built to be shared.
     """
 
     title = "TensorRT 11.4.0.106"
     logger = None
 
-    def __init__(self, device: Device, *, late: bool = False, scratch: int = 1024) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        late: bool = False,
+        scratch: int = 1024,
+        exclusive: bool = False,
+    ) -> None:
         self.messages = Messages()
         mode = SimpleNamespace(INPUT=0, OUTPUT=1)
         self.trt = SimpleNamespace(
@@ -199,7 +219,9 @@ class Api:
             Runtime=lambda _logger: SimpleNamespace(
                 engine_host_code_allowed=True,
                 deserialize_cuda_engine=lambda plan: (
-                    _Engine(device, late=late, scratch=scratch) if plan == b"plan" else None
+                    _Engine(device, late=late, scratch=scratch, exclusive=exclusive)
+                    if plan == b"plan"
+                    else None
                 ),
             ),
         )
@@ -215,8 +237,15 @@ class _Engine:
     num_io_tensors = 2
     num_optimization_profiles = len(PROFILES)
 
-    def __init__(self, device: Device, *, late: bool, scratch: int) -> None:
+    def __init__(self, device: Device, *, late: bool, scratch: int, exclusive: bool) -> None:
         self.device, self.late, self.device_memory_size_v2 = device, late, scratch
+        self.exclusive, self.has_served = exclusive, False
+        self.users: weakref.WeakSet[_Context] = weakref.WeakSet()
+
+    def is_taken(self, profile: int, by: _Context) -> bool:
+        others = [each for each in self.users if each is not by]
+        taken = {each.active_optimization_profile for each in others}
+        return self.exclusive and profile in taken
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -241,15 +270,16 @@ class _Engine:
 
     def create_execution_context(self, _strategy: int) -> _Context:
         context = _Context(self)
-        self.device.contexts.append(context)
+        self.device.add(context)
         return context
 
 
 class _Context:
-    active_optimization_profile = 0
-
     def __init__(self, engine: _Engine) -> None:
         self.engine = engine
+        self.active_optimization_profile = -1 if engine.exclusive and engine.has_served else 0
+        engine.has_served = True
+        engine.users.add(self)
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.allocator: Any = None
@@ -258,6 +288,8 @@ class _Context:
         self.engine.device.at(address, size)
 
     def set_optimization_profile_async(self, index: int, _stream: int) -> bool:
+        if self.engine.is_taken(index, self):
+            raise RuntimeError("Error in set optimization profile async.")
         self.active_optimization_profile = index
         return True
 
@@ -280,7 +312,13 @@ class _Context:
         self.allocator = allocator
         return True
 
+    def __del__(self) -> None:
+        if id(self) in self.engine.device.running:
+            self.engine.device.faults.append("a context is freed while its run may go on")
+
     def execute_async_v3(self, _stream: int) -> bool:
+        if self.engine.device.capturing is None:
+            self.engine.device.running.add(id(self))
         self.engine.device.do(self._compute)
         return True
 

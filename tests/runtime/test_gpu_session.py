@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageEr
 from trtbuild.runtime import warmup
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.runtime.simulated import Array
     from trtbuild.backends.session import LoadedSession
 
@@ -26,8 +29,11 @@ LABELS = {"backend": "tensorrt", "arch": "sm_90"}
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> simulated.Device:
-    return simulated.install(monkeypatch)
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Device]:
+    found = simulated.install(monkeypatch)
+    yield found
+    gc.collect()
+    assert found.faults == []
 
 
 def session(
@@ -75,6 +81,20 @@ def test_a_capture_that_fails_is_not_tried_again_and_costs_no_result(
             np.testing.assert_array_equal(opened.run({"x": rows(count)})["y"], 2 * rows(count))
         assert opened.stats.value("graph_fallbacks") == 3
         assert device.graphs == {}
+
+
+def test_an_engine_whose_profiles_are_not_shared_serves_from_one_context(
+    device: simulated.Device,
+) -> None:
+    """As TensorRT 8.6 makes them unless it is told else; the binding raises."""
+    with session(device, SessionOptions(contexts=3), exclusive=True) as opened:
+        opened.warm_up({"x": rows(2)}, 2)
+        for turn in range(9):
+            x = rows(1 + turn % 2 * 20, turn)
+            np.testing.assert_array_equal(opened.run({"x": x})["y"], 2 * x)
+        assert opened.stats.value("graph_captures") == 0
+        assert opened.stats.value("graph_fallbacks") > 0
+        assert len(device.contexts) == 1
 
 
 def test_without_graphs_nothing_is_captured(device: simulated.Device) -> None:
@@ -201,6 +221,56 @@ def test_contexts_stop_where_memory_ends(device: simulated.Device) -> None:
         np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
 
 
+def test_where_buffers_fill_the_device_fewer_contexts_serve_every_caller(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated, "PROFILES", (((1, 4), (2, 4), (1 << 24, 4)),) * 2)
+    x = rows(1 << 20)  # 16 MiB in and out, on the device and pinned: 64 MiB per context
+    device.free_bytes = (164 << 20) + 3000
+    with session(device, SessionOptions(contexts=4, cuda_graphs=False)) as opened:
+        opened.warm_up({"x": x}, 1)
+        assert len(device.contexts) == 2
+        assert 'contexts_limit{backend="tensorrt",arch="sm_90"} 2' in opened.metrics()
+        larger = rows(3 << 19)  # there is no room for two of them
+        with ThreadPoolExecutor(4) as pool:
+            for y in pool.map(lambda _: opened.run({"x": larger})["y"], range(12)):
+                np.testing.assert_array_equal(y, 2 * larger)
+        assert len(device.contexts) == 1
+        with pytest.raises(MissingBackendError, match=r"MiB of (device|page-locked host) mem"):
+            opened.run({"x": rows(1 << 22)})
+        np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
+
+
+def test_what_another_caller_makes_tensorrt_log_fails_no_call(
+    device: simulated.Device,
+) -> None:
+    api = simulated.Api(device)
+    inside, logged = threading.Event(), threading.Event()
+
+    def log() -> None:
+        inside.wait()
+        api.messages.take("ERROR", "the other engine has failed")
+        logged.set()
+
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    with module.open_engine(Plan(engine=b"plan"), 0, api, SessionOptions(), LABELS) as opened:
+        (context,) = device.contexts
+
+        def infer_shapes() -> list[str]:
+            inside.set()
+            logged.wait()
+            return []
+
+        context.infer_shapes = infer_shapes  # type: ignore[method-assign]  # for this test
+        thread = threading.Thread(target=log)
+        thread.start()
+        np.testing.assert_array_equal(opened.run({"x": rows(2)})["y"], 2 * rows(2))
+        thread.join()
+        context.infer_shapes = lambda: api.messages.take("ERROR", "mine") or []  # type: ignore[func-returns-value, method-assign]  # as above
+        with pytest.raises(UsageError, match="mine"):
+            opened.run({"x": rows(3)})
+
+
 def test_too_little_memory_for_one_context_is_an_error_before_any_call(
     device: simulated.Device,
 ) -> None:
@@ -239,6 +309,35 @@ def test_everything_is_freed_and_a_closed_session_says_so(
     assert device.live == {}
     assert device.graphs == {}
     assert device.depth == 0
+
+
+def test_a_call_that_outlasts_close_frees_what_it_used_when_it_ends(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    opened = session(device, SessionOptions(contexts=2, cuda_graphs=False))
+    opened.warm_up({"x": rows(2)}, 1)
+    inside, closed = threading.Event(), threading.Event()
+
+    def compute(_stream: int) -> bool:
+        inside.set()
+        closed.wait()
+        return True
+
+    for each in device.contexts:
+        each.execute_async_v3 = compute  # type: ignore[method-assign]  # for this test
+    del each
+    straggler = threading.Thread(target=lambda: opened.run({"x": rows(2)}))
+    straggler.start()
+    inside.wait()
+    opened.close()
+    assert len(device.contexts) == 1
+    closed.set()
+    straggler.join()
+    assert device.contexts == []
+    assert device.live == {}
+    assert opened._engine._engine is None  # type: ignore[attr-defined]  # noqa: SLF001  it is closed
 
 
 def test_a_device_that_breaks_down_is_told(device: simulated.Device) -> None:

@@ -292,14 +292,27 @@ class Context:
 
     def _set_shapes(self, context: Any, shapes: Shapes) -> None:  # noqa: ANN401  untyped bindings
         self._engine.forget()
-        chosen = shapes.profile
-        if context.active_optimization_profile != chosen and not (
-            context.set_optimization_profile_async(chosen, self.stream.handle)
-        ):
-            raise NoRoomError(self._engine.refusal(f"gave no context for profile {chosen}"))
+        self._choose_profile(context, shapes.profile)
         for name, sizes in shapes.inputs:
-            if not context.set_input_shape(name, sizes) or self._engine.logged_errors():
+            if not context.set_input_shape(name, sizes):
                 raise UsageError(self._misfit(shapes.inputs))
+
+    def _choose_profile(self, context: Any, chosen: int) -> None:  # noqa: ANN401  untyped bindings
+        """Let ``context`` use a profile.
+
+        Raises:
+            NoRoomError: it is another context's, as in an engine of 8.6 that shares none. The
+                binding raises where C++ returns false.
+        """
+        if context.active_optimization_profile == chosen:
+            return
+        refused = f"gave no context for profile {chosen}"
+        try:
+            taken = context.set_optimization_profile_async(chosen, self.stream.handle)
+        except RuntimeError as error:
+            raise NoRoomError(self._engine.refusal(refused)) from error
+        if not taken:
+            raise NoRoomError(self._engine.refusal(refused))
 
     def _set_address(self, context: Any, name: str, address: int) -> None:  # noqa: ANN401  untyped bindings
         if not context.set_tensor_address(name, address):
@@ -322,19 +335,31 @@ class Context:
         """
         ran = False
         try:
-            context = self._engine.new_context(int(self._scratch))
+            context = self._graph_context()
             self._bind(context, call)
             self._enqueue(context, call)
             ran = True
             self._engine.check_capture(context, self.stream.handle)
             executable = self.stream.capture(lambda: self._enqueue(context, call))
         except (*cuda_device.FAILURES, BuildError, NoRoomError) as error:
+            self.stream.synchronize()  # what is enqueued still uses the context, which goes now
             graphs.refuse(call.key, str(error))
             self._metrics.add("graph_fallbacks")
             return ran
         graphs.keep(call.key, _Graph(executable, context))
         self._metrics.add("graph_captures")
         return True
+
+    def _graph_context(self) -> Any:  # noqa: ANN401  untyped bindings
+        """Return a context for a graph, unless it took a profile for good that the slot needs.
+
+        Raises:
+            NoRoomError: it would (8.6, profiles not shared), or there is no memory.
+        """
+        context = self._engine.new_context(int(self._scratch))
+        if context.active_optimization_profile < 0:
+            raise NoRoomError(self._engine.refusal("shares no profile between contexts"))
+        return context
 
     def _drop(self, graph: _Graph) -> None:
         self.stream.synchronize()
