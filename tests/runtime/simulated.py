@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+ALIGNMENT = 256
+
 Array = Any  # what has no types: arrays of any type, modules made here
 
 
@@ -32,12 +34,14 @@ class Device:
 
     def __init__(self) -> None:
         self.live: dict[int, Array] = {}
+        self.places: dict[int, int] = {}  # of memory that is another GPU's
         self.free_bytes = 1 << 30
         self.depth = 0
         self.captures_fail = False
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executions = 0
+        self.waits: list[tuple[int, int]] = []  # who waits for which stream
         self.running: set[int] = set()
         self.faults: list[str] = []
         self._contexts: list[weakref.ref[_Context]] = []
@@ -79,6 +83,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     package.bindings = bindings  # type: ignore[attr-defined]  # a module made here
     native = ModuleType("cuda.bindings.driver")
     fill_bindings(native, device)
+    fill_pointers(native, device)
     bindings.driver = native  # type: ignore[attr-defined]  # a module made here
     for module in (pycuda, driver, package, bindings, native):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -97,7 +102,9 @@ class _Block:
         if size > device.free_bytes:
             raise OutOfMemoryError(size)
         device.free_bytes -= size
-        self.device, self.array = device, np.full(size, 0xAB, np.uint8)
+        room = np.full(size + ALIGNMENT, 0xAB, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        self.device, self.array = device, room[start : start + size]
         device.live[self.array.ctypes.data] = self.array
 
     @property
@@ -157,7 +164,8 @@ def _move(device: Device, to: int, source: int, size: int) -> None:
 
 
 def fill_bindings(module: Array, device: Device) -> None:
-    codes = enum.Enum("codes", ["CUDA_SUCCESS", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"])
+    names = ("SUCCESS", "ERROR_STREAM_CAPTURE_INVALIDATED", "ERROR_INVALID_VALUE")
+    codes = enum.Enum("codes", [f"CUDA_{name}" for name in names])
     done = (codes.CUDA_SUCCESS,)
 
     def begin(_stream: int, _mode: object) -> tuple[Any, ...]:
@@ -187,8 +195,33 @@ def fill_bindings(module: Array, device: Device) -> None:
     module.cuGraphLaunch = launch
     module.cuGraphDestroy = lambda _graph: done
     module.cuGraphExecDestroy = lambda graph: (device.graphs.pop(graph, None), done)[1]
-    for name in ("EventDestroy", "EventRecord", "StreamWaitEvent", "StreamSynchronize"):
+    last: list[int] = [0]
+
+    def record(_event: int, stream: int) -> tuple[Any, ...]:
+        last[0] = stream
+        return done
+
+    def wait(stream: int, _event: int, _flags: int) -> tuple[Any, ...]:
+        device.waits.append((stream, last[0]))
+        return done
+
+    module.cuEventRecord = record
+    module.cuStreamWaitEvent = wait
+    for name in ("EventDestroy", "StreamSynchronize"):
         setattr(module, f"cu{name}", lambda *_arguments: done)
+
+
+def fill_pointers(module: Array, device: Device) -> None:
+    codes = module.CUresult
+
+    def pointer_attribute(_attribute: object, address: int) -> tuple[Any, ...]:
+        held = any(at <= address < at + block.nbytes for at, block in device.live.items())
+        if not held:
+            return codes.CUDA_ERROR_INVALID_VALUE, None
+        return codes.CUDA_SUCCESS, device.places.get(address, 0)
+
+    module.CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
+    module.cuPointerGetAttribute = pointer_attribute
 
 
 class Api:

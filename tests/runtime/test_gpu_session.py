@@ -117,11 +117,15 @@ def test_outputs_whose_size_depends_on_values_come_whole(device: simulated.Devic
 class OnDevice:
     """An array of the device, offered by the CUDA Array Interface."""
 
-    def __init__(self, device: simulated.Device, values: Array) -> None:
+    def __init__(
+        self, device: simulated.Device, values: Array, *, offset: int = 0, **interface: object
+    ) -> None:
+        self.offset, self.interface = offset, interface
         device.depth += 1
-        self.block = simulated._Block(device, max(values.nbytes, 1))  # noqa: SLF001  its memory
+        self.block = simulated._Block(device, values.nbytes + offset + 1)  # noqa: SLF001  its memory
         device.depth -= 1
-        self.view = self.block.array[: values.nbytes].view(values.dtype).reshape(values.shape)
+        memory = self.block.array[offset : offset + values.nbytes]
+        self.view = memory.view(values.dtype).reshape(values.shape)
         self.view[...] = values
 
     @property
@@ -129,10 +133,11 @@ class OnDevice:
         return {
             "shape": self.view.shape,
             "typestr": self.view.dtype.str,
-            "data": (int(self.block), False),
+            "data": (int(self.block) + self.offset, False),
             "version": 3,
             "strides": None,
             "stream": None,
+            **self.interface,
         }
 
 
@@ -176,6 +181,74 @@ def test_wrong_device_calls_are_told_and_counted(
             opened.metrics()
         )
         np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
+
+
+def test_arrays_that_tensorrt_would_misread_are_refused_every_time(
+    device: simulated.Device,
+) -> None:
+    x, y = OnDevice(device, rows(2)), OnDevice(device, rows(2))
+    elsewhere = OnDevice(device, rows(2))
+    device.places[int(elsewhere.block)] = 1
+    own = rows(2)
+    on_host = OnDevice(device, own, data=(-(-own.ctypes.data // 256) * 256, False))
+    cases = [
+        ({"x": OnDevice(device, rows(2), offset=16)}, {}, "multiple of 256.*clone"),
+        ({"x": x}, {"y": OnDevice(device, rows(2), offset=128)}, "multiple of 256.*clone"),
+        ({"x": elsewhere}, {}, "expected an array of GPU 0"),
+        ({"x": x}, {"y": elsewhere}, "expected an array of GPU 0"),
+        ({"x": OnDevice(device, rows(2), data=(0, False))}, {}, "expected an array of GPU 0"),
+        ({"x": on_host}, {}, "expected an array of GPU 0"),
+        (
+            {"x": x},
+            {"y": OnDevice(device, rows(2), data=(int(y.block), True))},
+            "may only be read",
+        ),
+        ({"x": x}, {"y": OnDevice(device, rows(3))}, r"float32\[2, 4\], got float32\[3, 4\]"),
+        ({"x": x}, {"y": OnDevice(device, rows(2).astype("f8"))}, r"got float64\[2, 4\]"),
+        ({"x": OnDevice(device, rows(2).astype("f8"))}, {}, r"got float64\[2, 4\]"),
+    ]
+    with session(device) as opened:
+        for _ in range(2):
+            for inputs, outputs, part in cases:
+                with pytest.raises(UsageError, match=part):
+                    opened.run_device(inputs, outputs)
+            opened.run_device({"x": x}, {"y": y})
+            np.testing.assert_array_equal(y.view, 2 * x.view)
+
+
+def test_an_empty_array_of_the_device_may_lie_nowhere(device: simulated.Device) -> None:
+    with session(device) as opened:
+        nowhere = OnDevice(device, rows(0), data=(0, False))
+        assert opened.run_device({"x": nowhere})["y"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("stream", [None, 5, 77])
+def test_our_own_arrays_go_from_call_to_call(
+    stream: int | None, device: simulated.Device
+) -> None:
+    """Without a capsule; in another stream than the one that they are made in they wait."""
+    with session(device) as opened:
+        made = opened.run_device({"x": rows(2)}, stream=5)["y"]
+        before = list(device.waits)
+        again = opened.run_device({"x": made}, stream=stream)["y"]
+        np.testing.assert_array_equal(again.numpy(), 4 * rows(2))
+        waited = 5 in [of for _, of in device.waits[len(before) :]]
+        assert waited == (stream in {None, 5})
+
+
+def test_calls_on_the_same_arrays_prepare_nothing_again(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = OnDevice(device, rows(3)), OnDevice(device, rows(3))
+    with session(device, SessionOptions(contexts=1)) as opened:
+        for _ in range(4):
+            opened.run_device({"x": x}, {"y": y})
+        context = importlib.import_module("trtbuild.backends.trt_context").Context
+        for name in ("shapes", "call"):
+            monkeypatch.setattr(context, name, lambda *_: pytest.fail("it was known"))
+        x.view[...] = rows(3, 9)
+        opened.run_device({"x": x}, {"y": y})
+        np.testing.assert_array_equal(y.view, 2 * rows(3, 9))
 
 
 def test_threads_share_few_contexts(device: simulated.Device) -> None:

@@ -43,10 +43,19 @@ FAILURES = (cuda.Error, CudaError)
 """What any call here, or TensorRT's use of the device, can raise."""
 
 
+_SUCCESS = driver.CUresult.CUDA_SUCCESS
+
+
+@functools.lru_cache(maxsize=64)
+def _native(stream: int) -> Any:  # noqa: ANN401  untyped bindings
+    """Return a stream of another library as cuda-bindings takes it."""
+    return driver.CUstream(stream)
+
+
 def _checked(result: tuple[Any, ...]) -> Any:  # noqa: ANN401  untyped bindings
     """Return the value of a call of cuda-bindings, which returns its error code first."""
     code = result[0]
-    if code != driver.CUresult.CUDA_SUCCESS:
+    if code != _SUCCESS:
         raise CudaError(code.name)
     return result[1] if len(result) > 1 else None
 
@@ -152,13 +161,13 @@ class Stream:
 
     def wait_for(self, other: int) -> None:
         """Let what is enqueued here from now on wait for what is enqueued in ``other``."""
-        _checked(driver.cuEventRecord(self._event, driver.CUstream(other)))
+        _checked(driver.cuEventRecord(self._event, _native(other)))
         _checked(driver.cuStreamWaitEvent(self._native, self._event, 0))
 
     def hold_back(self, other: int) -> None:
         """Let what is enqueued in ``other`` from now on wait for what is enqueued here."""
         _checked(driver.cuEventRecord(self._event, self._native))
-        _checked(driver.cuStreamWaitEvent(driver.CUstream(other), self._event, 0))
+        _checked(driver.cuStreamWaitEvent(_native(other), self._event, 0))
 
     def to_device(self, memory: Any, host: npt.NDArray[Any]) -> None:  # noqa: ANN401  untyped bindings
         """Enqueue a copy from pinned host memory."""
@@ -187,7 +196,7 @@ class Stream:
         except BaseException:
             # Ends the capture, invalid by now or not; what it gave so far is dropped.
             code, graph = driver.cuStreamEndCapture(self._native)
-            if code == driver.CUresult.CUDA_SUCCESS:
+            if code == _SUCCESS:
                 driver.cuGraphDestroy(graph)
             raise
         graph = _checked(driver.cuStreamEndCapture(self._native))
@@ -218,15 +227,22 @@ def order(first: int, then: int) -> None:
     """Let ``then`` wait for what is enqueued in ``first``, two streams of other libraries."""
     event = _checked(driver.cuEventCreate(_DISABLE_TIMING))
     try:
-        _checked(driver.cuEventRecord(event, driver.CUstream(first)))
-        _checked(driver.cuStreamWaitEvent(driver.CUstream(then), event, 0))
+        _checked(driver.cuEventRecord(event, _native(first)))
+        _checked(driver.cuStreamWaitEvent(_native(then), event, 0))
     finally:
         driver.cuEventDestroy(event)
 
 
 def wait(stream: int) -> None:
     """Wait for a stream of another library."""
-    _checked(driver.cuStreamSynchronize(driver.CUstream(stream)))
+    _checked(driver.cuStreamSynchronize(_native(stream)))
+
+
+def device_of(address: int) -> int:
+    """Return the place of the GPU whose memory is at ``address``, -1 where it is of none."""
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    code, found = driver.cuPointerGetAttribute(attribute, address)
+    return int(found) if code == _SUCCESS else -1
 
 
 def copy_to_host(host: npt.NDArray[Any], address: int) -> None:

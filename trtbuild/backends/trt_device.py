@@ -13,7 +13,8 @@ from trtbuild.backends import cuda_device, feeds
 from trtbuild.backends import metrics as figures
 from trtbuild.backends.graph_cache import Refusals
 from trtbuild.backends.pool import NoRoomError, Pool
-from trtbuild.backends.trt_context import Context, with_values
+from trtbuild.backends.trt_call import with_values
+from trtbuild.backends.trt_context import Context
 from trtbuild.backends.trt_device_call import DeviceCall
 from trtbuild.backends.trt_engine import Engine
 from trtbuild.errors import BuildError, TrtbuildError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from trtbuild.backends.cuda_device import Device
     from trtbuild.backends.session import LoadedSession, Plan, SessionOptions
     from trtbuild.backends.trt_api import Api
-    from trtbuild.backends.trt_context import Signature
+    from trtbuild.backends.trt_call import Signature
     from trtbuild.engine import TensorSpec
 
 T = TypeVar("T")
