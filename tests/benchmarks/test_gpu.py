@@ -76,6 +76,9 @@ def test_a_rival_that_fails_when_called_is_missing_and_the_others_run() -> None:
         calls.append(threading.get_ident())
         return dict(arrays)
 
+    def fails(arrays: gpu_rivals.Arrays) -> dict[str, object]:
+        return {"y": arrays["x"]}
+
     def asserts(_arrays: gpu_rivals.Arrays) -> dict[str, object]:
         if threading.get_ident() != here:
             raise RuntimeError("graphs of another thread")
@@ -86,7 +89,7 @@ def test_a_rival_that_fails_when_called_is_missing_and_the_others_run() -> None:
     rivals = gpu_rivals.Rivals(recipe=Any, store=Any, precision="fp32")  # type: ignore[arg-type]  # neither is read
     found = rivals.working(
         {
-            "broken": lambda: Rival(lambda _: {}[0], works),
+            "broken": lambda: Rival(fails, works),
             "threads": lambda: Rival(asserts, asserts),
             "good": lambda: Rival(works, works),
         },
@@ -94,7 +97,7 @@ def test_a_rival_that_fails_when_called_is_missing_and_the_others_run() -> None:
     )
     assert list(found) == ["good"]
     assert rivals.missing == [
-        "broken: KeyError: 0",
+        "broken: KeyError: 'x'",
         "threads: RuntimeError: graphs of another thread",
     ]
     assert len(calls) == 4

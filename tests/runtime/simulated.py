@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pytest
 
 ALIGNMENT = 256
+MODULES = ("cuda_device", "trt_context", "trt_device_call", "trt_device", "cuda_lanes")
+"""What imports PyCUDA, in the order of its imports."""
 
 Array = Any  # what has no types: arrays of any type, modules made here
 
@@ -41,6 +43,9 @@ class Device:
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executions = 0
+        self.log: list[str] = []
+        self.copies = 0
+        self.held: Array = None  # the flag of a stream that waits for it
         self.waits: list[tuple[int, int]] = []  # who waits for which stream
         self.running: set[int] = set()
         self.faults: list[str] = []
@@ -87,11 +92,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     bindings.driver = native  # type: ignore[attr-defined]  # a module made here
     for module in (pycuda, driver, package, bindings, native):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("cuda_device", "trt_context", "trt_device_call", "trt_device"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, f"trtbuild.backends.{name}", raising=False)
-    for name in ("cuda_device", "trt_context", "trt_device_call", "trt_device"):
+    for name in MODULES:
         fresh = importlib.import_module(f"trtbuild.backends.{name}")
-        monkeypatch.setattr(f"trtbuild.backends.{name}", fresh)
+        monkeypatch.setattr(f"trtbuild.backends.{name}", fresh, raising=False)
     return device
 
 
@@ -99,6 +104,7 @@ class _Block:
     """Memory that is freed once."""
 
     def __init__(self, device: Device, size: int) -> None:
+        assert size > 0, "CUDA allocates nothing of no size"
         if size > device.free_bytes:
             raise OutOfMemoryError(size)
         device.free_bytes -= size
@@ -135,9 +141,24 @@ def fill_pycuda(module: Array, device: Device) -> None:
 
         def synchronize(self) -> None:
             assert device.capturing is None, "cannot wait while a stream is captured"
+            assert device.held is None or device.held[0] == 1, "waits for a stream that is held"
             device.running.clear()
 
+    class Event:
+        at = 0
+
+        def record(self, _stream: object) -> None:
+            device.log.append("event")
+            self.at = device.executions
+
+        def synchronize(self) -> None:
+            assert device.held is None or device.held[0] == 1, "waits for a stream that is held"
+
+        def time_till(self, other: Event) -> float:
+            return float(other.at - self.at)
+
     def copy(to: int, source: int, size: int) -> None:
+        device.copies += device.capturing is None
         device.do(lambda: _move(device, to, source, size))
 
     module.init = lambda: None
@@ -146,6 +167,7 @@ def fill_pycuda(module: Array, device: Device) -> None:
     module.Context = Context
     module.Device = lambda _index: SimpleNamespace(retain_primary_context=Context)
     module.Stream = Stream
+    module.Event = Event
     module.mem_get_info = lambda: (device.free_bytes, 1 << 30)
     module.mem_alloc = lambda size: _Block(device, size)
     module.pagelocked_empty = lambda size, _dtype: np.asarray(_Block(device, size))
@@ -163,9 +185,14 @@ def _move(device: Device, to: int, source: int, size: int) -> None:
     found(to)[:] = found(source)
 
 
+class Codes(enum.Enum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
 def fill_bindings(module: Array, device: Device) -> None:
-    names = ("SUCCESS", "ERROR_STREAM_CAPTURE_INVALIDATED", "ERROR_INVALID_VALUE")
-    codes = enum.Enum("codes", [f"CUDA_{name}" for name in names])
+    codes = Codes
     done = (codes.CUDA_SUCCESS,)
 
     def begin(_stream: int, _mode: object) -> tuple[Any, ...]:
@@ -212,14 +239,20 @@ def fill_bindings(module: Array, device: Device) -> None:
 
 
 def fill_pointers(module: Array, device: Device) -> None:
-    codes = module.CUresult
-
     def pointer_attribute(_attribute: object, address: int) -> tuple[Any, ...]:
         held = any(at <= address < at + block.nbytes for at, block in device.live.items())
         if not held:
-            return codes.CUDA_ERROR_INVALID_VALUE, None
-        return codes.CUDA_SUCCESS, device.places.get(address, 0)
+            return Codes.CUDA_ERROR_INVALID_VALUE, None
+        return Codes.CUDA_SUCCESS, device.places.get(address, 0)
 
+    def wait_value(_stream: int, address: int, value: int, flags: int) -> tuple[Any, ...]:
+        assert (value, flags) == (1, 1)
+        device.held = device.at(address, 4).view(np.uint32)
+        device.log.append("hold")
+        return (Codes.CUDA_SUCCESS,)
+
+    module.CUstreamWaitValue_flags = SimpleNamespace(CU_STREAM_WAIT_VALUE_EQ=1)
+    module.cuStreamWaitValue32 = wait_value
     module.CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
     module.cuPointerGetAttribute = pointer_attribute
 
@@ -357,6 +390,7 @@ class _Context:
 
     def _compute(self) -> None:
         device = self.engine.device
+        device.log.append("run")
         device.executions += 1
         x = device.at(self.addresses["x"], 16 * self.shape[0]).view(np.float32)
         y = x[x > 0] if self.engine.late else 2 * x

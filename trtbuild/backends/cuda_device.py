@@ -159,6 +159,11 @@ class Stream:
         self._native = driver.CUstream(self.handle)
         self._event = _checked(driver.cuEventCreate(_DISABLE_TIMING))
 
+    @property
+    def native(self) -> Any:  # noqa: ANN401  untyped bindings
+        """PyCUDA's own object."""
+        return self._stream
+
     def wait_for(self, other: int) -> None:
         """Let what is enqueued here from now on wait for what is enqueued in ``other``."""
         _checked(driver.cuEventRecord(self._event, _native(other)))
@@ -221,6 +226,62 @@ class Stream:
         self._stream.synchronize()
         driver.cuEventDestroy(self._event)
         self._stream = None
+
+
+class Timer:
+    """Two CUDA events of the current device: how long the GPU took between them."""
+
+    def __init__(self) -> None:
+        self._start: Any = cuda.Event()
+        self._end: Any = cuda.Event()
+
+    def start(self, stream: Stream) -> None:
+        """Enqueue the first event."""
+        self._start.record(stream.native)
+
+    def stop(self, stream: Stream) -> None:
+        """Enqueue the second event."""
+        self._end.record(stream.native)
+
+    def milliseconds(self) -> float:
+        """Wait for the second event, and return the time between both."""
+        self._end.synchronize()
+        return float(self._start.time_till(self._end))
+
+    def close(self) -> None:
+        """Free both events; the device must be current."""
+        self._start = self._end = None
+
+
+class Hold:
+    """Keeps a stream from starting what is enqueued after it, until it is let go.
+
+    So that a host which enqueues more slowly than the GPU works leaves no gaps. Whoever waits
+    for the stream meanwhile waits for ever.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._memory = device.pin(4)
+        self._flag = self._memory.view(np.uint32)
+
+    def hold(self, stream: Stream) -> None:
+        """Hold a stream that nobody holds."""
+        self._flag[0] = 0
+        # Pinned memory has one address on host and device (CUDA C++ Programming Guide,
+        # "Unified Virtual Address Space").
+        address, equal = self._flag.ctypes.data, driver.CUstreamWaitValue_flags
+        flags = int(equal.CU_STREAM_WAIT_VALUE_EQ)
+        _checked(driver.cuStreamWaitValue32(_native(stream.handle), address, 1, flags))
+
+    def let_go(self) -> None:
+        """Let the stream go on; from any thread, and as often as one likes."""
+        self._flag[0] = 1
+
+    def close(self) -> None:
+        """Free it, when no stream is held any more."""
+        self.let_go()
+        self._device.unpin(self._memory)
 
 
 def order(first: int, then: int) -> None:

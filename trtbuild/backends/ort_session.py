@@ -170,6 +170,11 @@ class _ServedSession(_OrtSession):
                 self._profiles, {spec.name: inputs[spec.name].shape for spec in self._inputs}
             )
 
+    @property
+    def host_tensors(self) -> frozenset[str]:
+        """All tensors: the engine runs on the processor."""
+        return frozenset(spec.name for spec in (*self.inputs, *self.outputs))
+
     def run_device(
         self,
         inputs: Mapping[str, object],

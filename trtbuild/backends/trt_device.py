@@ -118,6 +118,11 @@ class TrtSession:
         return self._engine.outputs
 
     @property
+    def host_tensors(self) -> frozenset[str]:
+        """The inputs and outputs of :meth:`run_device` that lie on the host."""
+        return self._engine.host
+
+    @property
     def stats(self) -> figures.Metrics:
         """What the session counts."""
         return self._stats
