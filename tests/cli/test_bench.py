@@ -76,7 +76,12 @@ def test_two_engines_are_measured_in_one_run(run: Run, keys: dict[str, str]) -> 
     for engine in found["engines"]:
         assert engine["batch_size"] == 4
         (timed,) = engine["latency"]
-        assert timed["way"] == {"clock": "host", "transfers": True, "cuda_graph": False}
+        assert timed["way"] == {
+            "clock": "host",
+            "transfers": True,
+            "cuda_graph": False,
+            "host_bound": False,
+        }
         times = timed["latency_ms"]
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
         assert [each["rate"]["threads"] for each in engine["throughput"]] == [1, 2]
@@ -85,6 +90,9 @@ def test_two_engines_are_measured_in_one_run(run: Run, keys: dict[str, str]) -> 
             assert each["cost_per_million"] == pytest.approx(2e6 / 3600 / speed)
             assert each["rate"]["energy"] is None
             assert "processor" in each["rate"]["no_energy"]
+            assert each["rate"]["graph_share"] == 0
+            for name, (low, high) in each["rate"]["intervals"].items():
+                assert low <= each["rate"][f"{name}_ms"] <= high
         assert "data.npz" in engine["data"]
     (comparison,) = found["comparisons"]
     assert comparison["baseline"] == found["engines"][0]["name"]
@@ -239,6 +247,7 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
         (engine, "--threads", "1,0"): (2, "--threads 1,0"),
         (engine, "--threads", "two"): (2, "expected numbers"),
         (engine, "--no-cuda-graphs"): (2, "none is named"),
+        (engine, "--allow-host-code"): (2, "none is named"),
     }
     for arguments, (code, text) in cases.items():
         done = run("bench", *arguments, *SHORT)

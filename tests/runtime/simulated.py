@@ -11,6 +11,7 @@ import ctypes
 import enum
 import importlib
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
     import pytest
 
+ALIGNMENT = 256
+MODULES = (
+    *("cuda_device", "trt_context", "trt_device_call", "trt_device", "trt_times"),
+    "cuda_lanes",
+)
+"""What imports PyCUDA, in the order of its imports."""
+
 Array = Any  # what has no types: arrays of any type, modules made here
 
 
@@ -31,13 +39,28 @@ class Device:
 
     def __init__(self) -> None:
         self.live: dict[int, Array] = {}
+        self.places: dict[int, int] = {}  # of memory that is another GPU's
         self.free_bytes = 1 << 30
         self.depth = 0
         self.captures_fail = False
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executions = 0
-        self.contexts: list[Any] = []
+        self.log: list[str] = []
+        self.copies = 0
+        self.held: Array = None  # the flag of a stream that waits for it
+        self.waits: list[tuple[int, int]] = []  # who waits for which stream
+        self.running: set[int] = set()
+        self.faults: list[str] = []
+        self._contexts: list[weakref.ref[_Context]] = []
+
+    @property
+    def contexts(self) -> list[_Context]:
+        """Those that live."""
+        return [each for ref in self._contexts if (each := ref()) is not None]
+
+    def add(self, context: _Context) -> None:
+        self._contexts.append(weakref.ref(context))
 
     def do(self, work: Callable[[], None]) -> None:
         assert self.depth > 0, "the device is not current in this thread"
@@ -68,13 +91,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     package.bindings = bindings  # type: ignore[attr-defined]  # a module made here
     native = ModuleType("cuda.bindings.driver")
     fill_bindings(native, device)
+    fill_pointers(native, device)
     bindings.driver = native  # type: ignore[attr-defined]  # a module made here
     for module in (pycuda, driver, package, bindings, native):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    names = ("cuda_device", "trt_context", "trt_device_call", "trt_device", "trt_times")
-    for name in names:
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, f"trtbuild.backends.{name}", raising=False)
-    for name in names:
+    for name in MODULES:
         fresh = importlib.import_module(f"trtbuild.backends.{name}")
         monkeypatch.setattr(f"trtbuild.backends.{name}", fresh, raising=False)
     return device
@@ -84,10 +107,13 @@ class _Block:
     """Memory that is freed once."""
 
     def __init__(self, device: Device, size: int) -> None:
+        assert size > 0, "CUDA allocates nothing of no size"
         if size > device.free_bytes:
             raise OutOfMemoryError(size)
         device.free_bytes -= size
-        self.device, self.array = device, np.full(size, 0xAB, np.uint8)
+        room = np.full(size + ALIGNMENT, 0xAB, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        self.device, self.array = device, room[start : start + size]
         device.live[self.array.ctypes.data] = self.array
 
     @property
@@ -118,8 +144,24 @@ def fill_pycuda(module: Array, device: Device) -> None:
 
         def synchronize(self) -> None:
             assert device.capturing is None, "cannot wait while a stream is captured"
+            assert device.held is None or device.held[0] == 1, "waits for a stream that is held"
+            device.running.clear()
+
+    class Event:
+        at = 0
+
+        def record(self, _stream: object) -> None:
+            device.log.append("event")
+            self.at = device.executions
+
+        def synchronize(self) -> None:
+            assert device.held is None or device.held[0] == 1, "waits for a stream that is held"
+
+        def time_till(self, other: Event) -> float:
+            return float(other.at - self.at)
 
     def copy(to: int, source: int, size: int) -> None:
+        device.copies += device.capturing is None
         device.do(lambda: _move(device, to, source, size))
 
     module.init = lambda: None
@@ -128,6 +170,7 @@ def fill_pycuda(module: Array, device: Device) -> None:
     module.Context = Context
     module.Device = lambda _index: SimpleNamespace(retain_primary_context=Context)
     module.Stream = Stream
+    module.Event = Event
     module.mem_get_info = lambda: (device.free_bytes, 1 << 30)
     module.mem_alloc = lambda size: _Block(device, size)
     module.pagelocked_empty = lambda size, _dtype: np.asarray(_Block(device, size))
@@ -145,8 +188,14 @@ def _move(device: Device, to: int, source: int, size: int) -> None:
     found(to)[:] = found(source)
 
 
+class Codes(enum.Enum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
 def fill_bindings(module: Array, device: Device) -> None:
-    codes = enum.Enum("codes", ["CUDA_SUCCESS", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"])
+    codes = Codes
     done = (codes.CUDA_SUCCESS,)
 
     def begin(_stream: int, _mode: object) -> tuple[Any, ...]:
@@ -176,20 +225,59 @@ def fill_bindings(module: Array, device: Device) -> None:
     module.cuGraphLaunch = launch
     module.cuGraphDestroy = lambda _graph: done
     module.cuGraphExecDestroy = lambda graph: (device.graphs.pop(graph, None), done)[1]
-    for name in ("EventDestroy", "EventRecord", "StreamWaitEvent", "StreamSynchronize"):
+    last: list[int] = [0]
+
+    def record(_event: int, stream: int) -> tuple[Any, ...]:
+        last[0] = stream
+        return done
+
+    def wait(stream: int, _event: int, _flags: int) -> tuple[Any, ...]:
+        device.waits.append((stream, last[0]))
+        return done
+
+    module.cuEventRecord = record
+    module.cuStreamWaitEvent = wait
+    for name in ("EventDestroy", "StreamSynchronize"):
         setattr(module, f"cu{name}", lambda *_arguments: done)
+
+
+def fill_pointers(module: Array, device: Device) -> None:
+    def pointer_attribute(_attribute: object, address: int) -> tuple[Any, ...]:
+        held = any(at <= address < at + block.nbytes for at, block in device.live.items())
+        if not held:
+            return Codes.CUDA_ERROR_INVALID_VALUE, None
+        return Codes.CUDA_SUCCESS, device.places.get(address, 0)
+
+    def wait_value(_stream: int, address: int, value: int, flags: int) -> tuple[Any, ...]:
+        assert (value, flags) == (1, 1)
+        device.held = device.at(address, 4).view(np.uint32)
+        device.log.append("hold")
+        return (Codes.CUDA_SUCCESS,)
+
+    module.CUstreamWaitValue_flags = SimpleNamespace(CU_STREAM_WAIT_VALUE_EQ=1)
+    module.cuStreamWaitValue32 = wait_value
+    module.CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
+    module.cuPointerGetAttribute = pointer_attribute
 
 
 class Api:
     """TensorRT with one engine: ``y`` is twice ``x`` (float32, N x 4).
 
-    ``late``: instead the positive elements of ``x``, however many there are.
+    ``late``: instead the positive elements of ``x``, however many there are. ``exclusive``: a
+    profile is one context's, as in 8.6 where it was not built to be shared.
     """
 
     title = "TensorRT 11.4.0.106"
     logger = None
 
-    def __init__(self, device: Device, *, late: bool = False, scratch: int = 1024) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        late: bool = False,
+        scratch: int = 1024,
+        exclusive: bool = False,
+    ) -> None:
         self.messages = Messages()
         mode = SimpleNamespace(INPUT=0, OUTPUT=1)
         self.trt = SimpleNamespace(
@@ -201,7 +289,9 @@ class Api:
                 engine_host_code_allowed=True,
                 num_DLA_cores=2,
                 deserialize_cuda_engine=lambda plan: (
-                    _Engine(device, late=late, scratch=scratch) if plan == b"plan" else None
+                    _Engine(device, late=late, scratch=scratch, exclusive=exclusive)
+                    if plan == b"plan"
+                    else None
                 ),
             ),
         )
@@ -217,8 +307,15 @@ class _Engine:
     num_io_tensors = 2
     num_optimization_profiles = len(PROFILES)
 
-    def __init__(self, device: Device, *, late: bool, scratch: int) -> None:
+    def __init__(self, device: Device, *, late: bool, scratch: int, exclusive: bool) -> None:
         self.device, self.late, self.device_memory_size_v2 = device, late, scratch
+        self.exclusive, self.has_served = exclusive, False
+        self.users: weakref.WeakSet[_Context] = weakref.WeakSet()
+
+    def is_taken(self, profile: int, by: _Context) -> bool:
+        others = [each for each in self.users if each is not by]
+        taken = {each.active_optimization_profile for each in others}
+        return self.exclusive and profile in taken
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -243,15 +340,16 @@ class _Engine:
 
     def create_execution_context(self, _strategy: int) -> _Context:
         context = _Context(self)
-        self.device.contexts.append(context)
+        self.device.add(context)
         return context
 
 
 class _Context:
-    active_optimization_profile = 0
-
     def __init__(self, engine: _Engine) -> None:
         self.engine = engine
+        self.active_optimization_profile = -1 if engine.exclusive and engine.has_served else 0
+        engine.has_served = True
+        engine.users.add(self)
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
         self.allocator: Any = None
@@ -260,6 +358,8 @@ class _Context:
         self.engine.device.at(address, size)
 
     def set_optimization_profile_async(self, index: int, _stream: int) -> bool:
+        if self.engine.is_taken(index, self):
+            raise RuntimeError("Error in set optimization profile async.")
         self.active_optimization_profile = index
         return True
 
@@ -282,12 +382,19 @@ class _Context:
         self.allocator = allocator
         return True
 
+    def __del__(self) -> None:
+        if id(self) in self.engine.device.running:
+            self.engine.device.faults.append("a context is freed while its run may go on")
+
     def execute_async_v3(self, _stream: int) -> bool:
+        if self.engine.device.capturing is None:
+            self.engine.device.running.add(id(self))
         self.engine.device.do(self._compute)
         return True
 
     def _compute(self) -> None:
         device = self.engine.device
+        device.log.append("run")
         device.executions += 1
         x = device.at(self.addresses["x"], 16 * self.shape[0]).view(np.float32)
         y = x[x > 0] if self.engine.late else 2 * x

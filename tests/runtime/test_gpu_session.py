@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from trtbuild.errors import BuildError, MissingBackendError, TrustError, UsageEr
 from trtbuild.runtime import warmup
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.runtime.simulated import Array
     from trtbuild.backends.session import LoadedSession
 
@@ -26,8 +29,11 @@ LABELS = {"backend": "tensorrt", "arch": "sm_90"}
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> simulated.Device:
-    return simulated.install(monkeypatch)
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Device]:
+    found = simulated.install(monkeypatch)
+    yield found
+    gc.collect()
+    assert found.faults == []
 
 
 def session(
@@ -77,6 +83,20 @@ def test_a_capture_that_fails_is_not_tried_again_and_costs_no_result(
         assert device.graphs == {}
 
 
+def test_an_engine_whose_profiles_are_not_shared_serves_from_one_context(
+    device: simulated.Device,
+) -> None:
+    """As TensorRT 8.6 makes them unless it is told else; the binding raises."""
+    with session(device, SessionOptions(contexts=3), exclusive=True) as opened:
+        opened.warm_up({"x": rows(2)}, 2)
+        for turn in range(9):
+            x = rows(1 + turn % 2 * 20, turn)
+            np.testing.assert_array_equal(opened.run({"x": x})["y"], 2 * x)
+        assert opened.stats.value("graph_captures") == 0
+        assert opened.stats.value("graph_fallbacks") > 0
+        assert len(device.contexts) == 1
+
+
 def test_without_graphs_nothing_is_captured(device: simulated.Device) -> None:
     with session(device, SessionOptions(cuda_graphs=False)) as opened:
         for _ in range(10):
@@ -97,11 +117,15 @@ def test_outputs_whose_size_depends_on_values_come_whole(device: simulated.Devic
 class OnDevice:
     """An array of the device, offered by the CUDA Array Interface."""
 
-    def __init__(self, device: simulated.Device, values: Array) -> None:
+    def __init__(
+        self, device: simulated.Device, values: Array, *, offset: int = 0, **interface: object
+    ) -> None:
+        self.offset, self.interface = offset, interface
         device.depth += 1
-        self.block = simulated._Block(device, max(values.nbytes, 1))  # noqa: SLF001  its memory
+        self.block = simulated._Block(device, values.nbytes + offset + 1)  # noqa: SLF001  its memory
         device.depth -= 1
-        self.view = self.block.array[: values.nbytes].view(values.dtype).reshape(values.shape)
+        memory = self.block.array[offset : offset + values.nbytes]
+        self.view = memory.view(values.dtype).reshape(values.shape)
         self.view[...] = values
 
     @property
@@ -109,10 +133,11 @@ class OnDevice:
         return {
             "shape": self.view.shape,
             "typestr": self.view.dtype.str,
-            "data": (int(self.block), False),
+            "data": (int(self.block) + self.offset, False),
             "version": 3,
             "strides": None,
             "stream": None,
+            **self.interface,
         }
 
 
@@ -158,6 +183,74 @@ def test_wrong_device_calls_are_told_and_counted(
         np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
 
 
+def test_arrays_that_tensorrt_would_misread_are_refused_every_time(
+    device: simulated.Device,
+) -> None:
+    x, y = OnDevice(device, rows(2)), OnDevice(device, rows(2))
+    elsewhere = OnDevice(device, rows(2))
+    device.places[int(elsewhere.block)] = 1
+    own = rows(2)
+    on_host = OnDevice(device, own, data=(-(-own.ctypes.data // 256) * 256, False))
+    cases = [
+        ({"x": OnDevice(device, rows(2), offset=16)}, {}, "multiple of 256.*clone"),
+        ({"x": x}, {"y": OnDevice(device, rows(2), offset=128)}, "multiple of 256.*clone"),
+        ({"x": elsewhere}, {}, "expected an array of GPU 0"),
+        ({"x": x}, {"y": elsewhere}, "expected an array of GPU 0"),
+        ({"x": OnDevice(device, rows(2), data=(0, False))}, {}, "expected an array of GPU 0"),
+        ({"x": on_host}, {}, "expected an array of GPU 0"),
+        (
+            {"x": x},
+            {"y": OnDevice(device, rows(2), data=(int(y.block), True))},
+            "may only be read",
+        ),
+        ({"x": x}, {"y": OnDevice(device, rows(3))}, r"float32\[2, 4\], got float32\[3, 4\]"),
+        ({"x": x}, {"y": OnDevice(device, rows(2).astype("f8"))}, r"got float64\[2, 4\]"),
+        ({"x": OnDevice(device, rows(2).astype("f8"))}, {}, r"got float64\[2, 4\]"),
+    ]
+    with session(device) as opened:
+        for _ in range(2):
+            for inputs, outputs, part in cases:
+                with pytest.raises(UsageError, match=part):
+                    opened.run_device(inputs, outputs)
+            opened.run_device({"x": x}, {"y": y})
+            np.testing.assert_array_equal(y.view, 2 * x.view)
+
+
+def test_an_empty_array_of_the_device_may_lie_nowhere(device: simulated.Device) -> None:
+    with session(device) as opened:
+        nowhere = OnDevice(device, rows(0), data=(0, False))
+        assert opened.run_device({"x": nowhere})["y"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("stream", [None, 5, 77])
+def test_our_own_arrays_go_from_call_to_call(
+    stream: int | None, device: simulated.Device
+) -> None:
+    """Without a capsule; in another stream than the one that they are made in they wait."""
+    with session(device) as opened:
+        made = opened.run_device({"x": rows(2)}, stream=5)["y"]
+        before = list(device.waits)
+        again = opened.run_device({"x": made}, stream=stream)["y"]
+        np.testing.assert_array_equal(again.numpy(), 4 * rows(2))
+        waited = 5 in [of for _, of in device.waits[len(before) :]]
+        assert waited == (stream in {None, 5})
+
+
+def test_calls_on_the_same_arrays_prepare_nothing_again(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = OnDevice(device, rows(3)), OnDevice(device, rows(3))
+    with session(device, SessionOptions(contexts=1)) as opened:
+        for _ in range(4):
+            opened.run_device({"x": x}, {"y": y})
+        context = importlib.import_module("trtbuild.backends.trt_context").Context
+        for name in ("shapes", "call"):
+            monkeypatch.setattr(context, name, lambda *_: pytest.fail("it was known"))
+        x.view[...] = rows(3, 9)
+        opened.run_device({"x": x}, {"y": y})
+        np.testing.assert_array_equal(y.view, 2 * rows(3, 9))
+
+
 def test_threads_share_few_contexts(device: simulated.Device) -> None:
     with session(device, SessionOptions(contexts=3, cuda_graphs=False)) as opened:
         with ThreadPoolExecutor(16) as pool:
@@ -201,6 +294,61 @@ def test_contexts_stop_where_memory_ends(device: simulated.Device) -> None:
         np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
 
 
+def test_where_buffers_fill_the_device_fewer_contexts_serve_every_caller(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated, "PROFILES", (((1, 4), (2, 4), (1 << 24, 4)),) * 2)
+    x = rows(1 << 20)  # 16 MiB in and out, on the device and pinned: 64 MiB per context
+    device.free_bytes = (164 << 20) + 3000
+    with session(device, SessionOptions(contexts=4, cuda_graphs=False)) as opened:
+        opened.warm_up({"x": x}, 1)
+        assert len(device.contexts) == 2
+        assert 'contexts_limit{backend="tensorrt",arch="sm_90"} 2' in opened.metrics()
+        larger = rows(3 << 19)  # there is no room for two of them
+        with ThreadPoolExecutor(4) as pool:
+            for y in pool.map(lambda _: opened.run({"x": larger})["y"], range(12)):
+                np.testing.assert_array_equal(y, 2 * larger)
+        assert len(device.contexts) == 1
+        with pytest.raises(MissingBackendError, match=r"MiB of (device|page-locked host) mem"):
+            opened.run({"x": rows(1 << 22)})
+        np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
+
+
+def test_what_another_caller_makes_tensorrt_log_fails_no_call(
+    device: simulated.Device,
+) -> None:
+    api = simulated.Api(device)
+    inside, logged = threading.Event(), threading.Event()
+
+    def log() -> None:
+        inside.wait()
+        api.messages.take("ERROR", "the other engine has failed")
+        logged.set()
+
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    with module.open_engine(Plan(engine=b"plan"), 0, api, SessionOptions(), LABELS) as opened:
+        (context,) = device.contexts
+
+        def infer_shapes() -> list[str]:
+            inside.set()
+            logged.wait()
+            return []
+
+        context.infer_shapes = infer_shapes  # type: ignore[method-assign]  # for this test
+        thread = threading.Thread(target=log)
+        thread.start()
+        np.testing.assert_array_equal(opened.run({"x": rows(2)})["y"], 2 * rows(2))
+        thread.join()
+
+        def fail() -> list[str]:
+            api.messages.take("ERROR", "mine")
+            return []
+
+        context.infer_shapes = fail  # type: ignore[method-assign]  # as above
+        with pytest.raises(UsageError, match="mine"):
+            opened.run({"x": rows(3)})
+
+
 def test_too_little_memory_for_one_context_is_an_error_before_any_call(
     device: simulated.Device,
 ) -> None:
@@ -241,6 +389,35 @@ def test_everything_is_freed_and_a_closed_session_says_so(
     assert device.depth == 0
 
 
+def test_a_call_that_outlasts_close_frees_what_it_used_when_it_ends(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    opened = session(device, SessionOptions(contexts=2, cuda_graphs=False))
+    opened.warm_up({"x": rows(2)}, 1)
+    inside, closed = threading.Event(), threading.Event()
+
+    def compute(_stream: int) -> bool:
+        inside.set()
+        closed.wait()
+        return True
+
+    for each in device.contexts:
+        each.execute_async_v3 = compute  # type: ignore[method-assign]  # for this test
+    del each
+    straggler = threading.Thread(target=lambda: opened.run({"x": rows(2)}))
+    straggler.start()
+    inside.wait()
+    opened.close()
+    assert len(device.contexts) == 1
+    closed.set()
+    straggler.join()
+    assert device.contexts == []
+    assert device.live == {}
+    assert opened._engine._engine is None  # type: ignore[attr-defined]  # noqa: SLF001  it is closed
+
+
 def test_a_device_that_breaks_down_is_told(device: simulated.Device) -> None:
     with session(device, SessionOptions(contexts=1)) as opened:
         opened.run({"x": rows(2)})
@@ -249,6 +426,6 @@ def test_a_device_that_breaks_down_is_told(device: simulated.Device) -> None:
         def break_down(_stream: int) -> bool:
             raise simulated.OutOfMemoryError("illegal address")
 
-        context.execute_async_v3 = break_down
+        context.execute_async_v3 = break_down  # type: ignore[method-assign]  # for this test
         with pytest.raises(BuildError, match="illegal address"):
             opened.run({"x": rows(2)})

@@ -127,7 +127,8 @@ def test_a_failing_preparation_loses_nothing() -> None:
 
 
 def test_closing_refuses_those_who_wait_and_disposes_of_all() -> None:
-    pool = Pool(Counted(), 1)
+    disposed: list[int] = []
+    pool = Pool(Counted(), 1, disposed.append)
     item = pool.take()
     errors: list[UsageError] = []
 
@@ -140,10 +141,91 @@ def test_closing_refuses_those_who_wait_and_disposes_of_all() -> None:
     waiting = threading.Thread(target=call)
     waiting.start()
     wait_until_waiting(pool, 1)
-    disposed: list[int] = []
-    assert not pool.close(disposed.append, 0.01)
+    ended: list[str] = []
+    pool.close(0.01, lambda: ended.append("first"))
     waiting.join()
+    assert (disposed, ended, len(errors)) == ([], [], 1)
+    pool.close(0.01, lambda: ended.append("second"))
     pool.give(item)
-    assert pool.close(disposed.append, 1)
-    assert disposed == [1]
-    assert len(errors) == 1
+    assert (disposed, ended) == ([1], ["first"])
+    assert (pool.made, pool.in_use) == (0, 0)
+    pool.close(1, lambda: ended.append("third"))
+    assert ended == ["first"]
+
+
+class InterruptedByTestError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_one_who_stops_waiting_leaves_the_queue_and_what_it_was_lent(
+    served: bool,  # noqa: FBT001  a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ctrl-C, or the handler of a signal, stops a thread that waits for a lock."""
+    pool = Pool(Counted(), 1)
+    item = pool.take()
+
+    def interrupted(_turn: object) -> None:
+        if served:
+            pool.give(item)
+        raise InterruptedByTestError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trtbuild.backends.pool._Turn.wait", interrupted)
+        with pytest.raises(InterruptedByTestError):
+            pool.take()
+    if not served:
+        assert pool.in_use == 1
+        pool.give(item)
+    assert pool.in_use == 0
+    assert pool.take() == item
+
+
+def test_one_who_stops_waiting_when_it_may_try_again_lets_the_next_one_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = Pool(Counted(), 1)
+    pool.take()
+    woken: list[object] = []
+
+    def woken_and_interrupted(turn: object) -> None:
+        behind = pool._queue(None)  # noqa: SLF001  another one waits
+        monkeypatch.setattr(behind, "wake", lambda: woken.append(behind))
+        pool._turns.remove(turn)  # type: ignore[arg-type]  # noqa: SLF001  as a failed make does
+        raise InterruptedByTestError
+
+    monkeypatch.setattr("trtbuild.backends.pool._Turn.wait", woken_and_interrupted)
+    with pytest.raises(InterruptedByTestError):
+        pool.take()
+    assert len(woken) == 1
+
+
+def test_what_finds_no_room_to_work_in_makes_room_for_the_others() -> None:
+    disposed: list[int] = []
+    pool = Pool(Counted(), 3, disposed.append)
+    items = [pool.take() for _ in range(3)]
+    assert pool.discard(items[0])
+    assert pool.discard(items[2])
+    assert not pool.discard(items[1])
+    assert disposed == [1, 3]
+    assert (pool.made, pool.limit, pool.in_use) == (1, 1, 1)
+    pool.give(items[1])
+    assert pool.take() == items[1]
+
+
+def test_filling_goes_on_with_those_that_find_room() -> None:
+    disposed: list[int] = []
+    pool = Pool(Counted(), 4, disposed.append)
+
+    def prepare(item: int) -> None:
+        if item > 2:
+            raise NoRoomError("full")
+
+    pool.fill(prepare)
+    assert disposed == [3]
+    assert (pool.made, pool.limit, pool.in_use) == (2, 2, 0)
+    alone = Pool(Counted(), 4)
+    with pytest.raises(NoRoomError):
+        alone.fill(lambda _item: prepare(9))
+    assert alone.in_use == 0

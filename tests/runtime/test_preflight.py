@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from trtbuild.backends import gpu, trt_session
 from trtbuild.backends.session import SessionOptions
-from trtbuild.backends.trt_session import Library, Machine, check, place
+from trtbuild.backends.trt_session import Library, Machine, check
 from trtbuild.engine import EngineKey, Fingerprint, Layers, Manifest, Target
 from trtbuild.errors import MissingBackendError, TrustError, UsageError
 
@@ -135,22 +136,25 @@ def test_what_can_run_is_let_through(
 
 
 @pytest.mark.parametrize(
-    ("arch", "device", "named", "expected"),
+    ("case", "expected"),
     [
-        ("sm_80", "A100", -1, 3),
-        ("sm_80", "", -1, 1),
-        ("sm_80", "A100", 2, 2),
-        ("sm_90", "", -1, 1),
-        ("sm_75", "", -1, 0),
+        (("sm_80", "A100", -1), 3),
+        (("sm_80", "", -1), 1),
+        (("sm_80", "A100", 2), 2),
+        (("sm_90", "", -1), 1),
+        (("sm_75", "", -1), 0),
     ],
     ids=["model", "architecture", "named", "several", "only"],
 )
 def test_an_engine_is_opened_where_it_fits(
-    arch: str, device: str, named: int, expected: int
+    case: tuple[str, str, int], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus = (("sm_75", "T4"), ("sm_80", "A30"), ("sm_86", "A40"), ("sm_80", "A100"))
+    here = (("sm_75", "T4"), ("sm_80", "A30"), ("sm_86", "A40"), ("sm_80", "A100"))
+    found = [SimpleNamespace(arch=arch, identity=device) for arch, device in here]
+    monkeypatch.setattr(gpu, "gpus", lambda: found)
+    arch, device, named = case
     target = Target(backend="tensorrt", arch=arch, os=H100.os, device=device)
-    assert place(target, SessionOptions(device=named), on(gpus=gpus)) == expected
+    assert gpu.index_for(target, named) == expected
 
 
 def test_a_named_gpu_must_exist_and_fit() -> None:

@@ -46,6 +46,38 @@ def test_as_many_calls_run_at_once_as_there_are_threads() -> None:
     assert together.calls >= 3 * 4
 
 
+def test_percentiles_under_load_have_intervals_by_how_windows_differ() -> None:
+    waits = iter([0.001] * 3 + [0.004] * 10_000)  # the first calls are faster
+
+    def uneven() -> None:
+        time.sleep(next(waits))
+
+    plan = RatePlan(seconds=0.3, windows=3)
+    (rate,) = rates({"x": Worker(call=uneven, batch_size=1)}, plan, NoMeter(""))["x"]
+    assert set(rate.intervals) == {"p50", "p99"}
+    for name, value in (("p50", rate.p50_ms), ("p99", rate.p99_ms)):
+        low, high = rate.intervals[name]
+        assert 0 <= low <= value <= high
+        assert low < high
+
+
+def test_a_rate_says_how_many_calls_were_graphs() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+        sleeping()
+
+    plan = RatePlan(seconds=0.3, windows=3)
+    half = Worker(call=call, batch_size=1, graphs=lambda: calls / 2)
+    found = rates(
+        {"half": half, "none": Worker(call=sleeping, batch_size=1)}, plan, NoMeter("")
+    )
+    assert found["half"][0].graph_share == pytest.approx(0.5, abs=0.1)
+    assert found["none"][0].graph_share == 0
+
+
 def test_a_failing_call_ends_the_run_with_its_own_error() -> None:
     def fail() -> NoReturn:
         raise DataError("an index beyond the table")

@@ -43,10 +43,19 @@ FAILURES = (cuda.Error, CudaError)
 """What any call here, or TensorRT's use of the device, can raise."""
 
 
+_SUCCESS = driver.CUresult.CUDA_SUCCESS
+
+
+@functools.lru_cache(maxsize=64)
+def _native(stream: int) -> Any:  # noqa: ANN401  untyped bindings
+    """Return a stream of another library as cuda-bindings takes it."""
+    return driver.CUstream(stream)
+
+
 def _checked(result: tuple[Any, ...]) -> Any:  # noqa: ANN401  untyped bindings
     """Return the value of a call of cuda-bindings, which returns its error code first."""
     code = result[0]
-    if code != driver.CUresult.CUDA_SUCCESS:
+    if code != _SUCCESS:
         raise CudaError(code.name)
     return result[1] if len(result) > 1 else None
 
@@ -119,8 +128,19 @@ class Device:
 
     @staticmethod
     def pin(size: int) -> npt.NDArray[np.uint8]:
-        """Return page-locked host memory, which the device copies from without a detour."""
-        found: npt.NDArray[np.uint8] = cuda.pagelocked_empty(size, np.uint8)
+        """Return page-locked host memory, which the device copies from without a detour.
+
+        Raises:
+            NoRoomError: there is not enough.
+        """
+        try:
+            found: npt.NDArray[np.uint8] = cuda.pagelocked_empty(size, np.uint8)
+        except cuda.MemoryError as error:
+            message = (
+                f"a tensor needs {size >> 20} MiB of page-locked host memory, which the driver "
+                "does not give: free memory of this machine, or give fewer contexts"
+            )
+            raise NoRoomError(message) from error
         return found
 
     @staticmethod
@@ -139,15 +159,20 @@ class Stream:
         self._native = driver.CUstream(self.handle)
         self._event = _checked(driver.cuEventCreate(_DISABLE_TIMING))
 
+    @property
+    def native(self) -> Any:  # noqa: ANN401  untyped bindings
+        """PyCUDA's own object."""
+        return self._stream
+
     def wait_for(self, other: int) -> None:
         """Let what is enqueued here from now on wait for what is enqueued in ``other``."""
-        _checked(driver.cuEventRecord(self._event, driver.CUstream(other)))
+        _checked(driver.cuEventRecord(self._event, _native(other)))
         _checked(driver.cuStreamWaitEvent(self._native, self._event, 0))
 
     def hold_back(self, other: int) -> None:
         """Let what is enqueued in ``other`` from now on wait for what is enqueued here."""
         _checked(driver.cuEventRecord(self._event, self._native))
-        _checked(driver.cuStreamWaitEvent(driver.CUstream(other), self._event, 0))
+        _checked(driver.cuStreamWaitEvent(_native(other), self._event, 0))
 
     def to_device(self, memory: Any, host: npt.NDArray[Any]) -> None:  # noqa: ANN401  untyped bindings
         """Enqueue a copy from pinned host memory."""
@@ -176,7 +201,7 @@ class Stream:
         except BaseException:
             # Ends the capture, invalid by now or not; what it gave so far is dropped.
             code, graph = driver.cuStreamEndCapture(self._native)
-            if code == driver.CUresult.CUDA_SUCCESS:
+            if code == _SUCCESS:
                 driver.cuGraphDestroy(graph)
             raise
         graph = _checked(driver.cuStreamEndCapture(self._native))
@@ -203,19 +228,82 @@ class Stream:
         self._stream = None
 
 
+class Timer:
+    """Two CUDA events of the current device: how long the GPU took between them."""
+
+    def __init__(self) -> None:
+        self._start: Any = cuda.Event()
+        self._end: Any = cuda.Event()
+
+    def start(self, stream: Stream) -> None:
+        """Enqueue the first event."""
+        self._start.record(stream.native)
+
+    def stop(self, stream: Stream) -> None:
+        """Enqueue the second event."""
+        self._end.record(stream.native)
+
+    def milliseconds(self) -> float:
+        """Wait for the second event, and return the time between both."""
+        self._end.synchronize()
+        return float(self._start.time_till(self._end))
+
+    def close(self) -> None:
+        """Free both events; the device must be current."""
+        self._start = self._end = None
+
+
+class Hold:
+    """Keeps a stream from starting what is enqueued after it, until it is let go.
+
+    So that a host which enqueues more slowly than the GPU works leaves no gaps. Whoever waits
+    for the stream meanwhile waits for ever.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._memory = device.pin(4)
+        self._flag = self._memory.view(np.uint32)
+
+    def hold(self, stream: Stream) -> None:
+        """Hold a stream that nobody holds."""
+        self._flag[0] = 0
+        # Pinned memory has one address on host and device (CUDA C++ Programming Guide,
+        # "Unified Virtual Address Space").
+        address, equal = self._flag.ctypes.data, driver.CUstreamWaitValue_flags
+        flags = int(equal.CU_STREAM_WAIT_VALUE_EQ)
+        _checked(driver.cuStreamWaitValue32(_native(stream.handle), address, 1, flags))
+
+    def let_go(self) -> None:
+        """Let the stream go on; from any thread, and as often as one likes."""
+        self._flag[0] = 1
+
+    def close(self) -> None:
+        """Free it, when no stream is held any more."""
+        self.let_go()
+        self._device.unpin(self._memory)
+
+
 def order(first: int, then: int) -> None:
     """Let ``then`` wait for what is enqueued in ``first``, two streams of other libraries."""
     event = _checked(driver.cuEventCreate(_DISABLE_TIMING))
     try:
-        _checked(driver.cuEventRecord(event, driver.CUstream(first)))
-        _checked(driver.cuStreamWaitEvent(driver.CUstream(then), event, 0))
+        _checked(driver.cuEventRecord(event, _native(first)))
+        _checked(driver.cuStreamWaitEvent(_native(then), event, 0))
     finally:
         driver.cuEventDestroy(event)
 
 
 def wait(stream: int) -> None:
     """Wait for a stream of another library."""
-    _checked(driver.cuStreamSynchronize(driver.CUstream(stream)))
+    _checked(driver.cuStreamSynchronize(_native(stream)))
+
+
+def device_of(address: int) -> int:
+    """Return the place of the GPU whose memory is at ``address``, -1 where it is of none."""
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    code, found = driver.cuPointerGetAttribute(attribute, address)
+    return int(found) if code == _SUCCESS else -1
 
 
 def copy_to_host(host: npt.NDArray[Any], address: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -29,12 +30,17 @@ def count_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 class Taken(NamedTuple):
-    """A contiguous array of a GPU; ``keep`` must live as long as ``address`` is used."""
+    """A contiguous array of a GPU; ``keep`` must live as long as ``address`` is used.
+
+    ``placed``: its library says on which GPU, as the CUDA Array Interface does not.
+    """
 
     address: int
     shape: tuple[int, ...]
     dtype: str
     keep: object
+    placed: bool = True
+    read_only: bool = False
 
 
 def take(
@@ -48,12 +54,16 @@ def take(
     Raises:
         UsageError: it is not an array of the GPU ``device``, or not contiguous.
     """
+    if type(given) is DeviceArray and given.on(device):
+        if given.stream is not None and stream not in {_NO_SYNC, given.stream}:
+            wait(given.stream or LEGACY_STREAM)
+        return Taken(given.address, given.shape, given.dtype, given)
     producer: Any = given
     if hasattr(given, "__dlpack__"):
         try:
             kind, index = (int(number) for number in producer.__dlpack_device__())
             if kind not in _GPU or index != device:
-                raise UsageError(_elsewhere(name, given, device))
+                raise UsageError(elsewhere(name, given, device))
             capsule = producer.__dlpack__(stream=stream)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             message = (
@@ -64,32 +74,47 @@ def take(
         if not layout.contiguous:
             raise UsageError(_strided(name))
         return Taken(layout.address, layout.shape, layout.dtype, (given, capsule))
-    if hasattr(given, "__cuda_array_interface__"):
-        return _by_interface(name, given, stream, wait)
-    raise UsageError(_elsewhere(name, given, device))
+    found = getattr(given, "__cuda_array_interface__", None)  # a property that costs time
+    if found is not None:
+        return _by_interface(name, (given, found), stream, wait)
+    raise UsageError(elsewhere(name, given, device))
 
 
-def _by_interface(name: str, given: object, stream: int, wait: Callable[[int], None]) -> Taken:
+def _by_interface(
+    name: str,
+    offered: tuple[object, dict[str, Any]],
+    stream: int,
+    wait: Callable[[int], None],
+) -> Taken:
     """CUDA Array Interface, versions 0 to 3 (Numba's documentation).
 
     Before version 3 nothing is said of streams: the default stream is waited for, which waits
     for every stream that is not declared independent of it.
     """
-    producer: Any = given
-    found: dict[str, Any] = producer.__cuda_array_interface__
-    shape = tuple(int(size) for size in found["shape"])
-    dtype = np.dtype(found["typestr"])
+    given, found = offered
+    shape = tuple(found["shape"])
+    dtype, item = _element(found["typestr"])
     if found.get("mask") is not None:
         message = f"input or output {name!r}: masked arrays are not taken: fill the mask"
         raise UsageError(message)
     strides = found.get("strides")
-    if strides is not None and tuple(strides) != _c_strides(shape, dtype.itemsize):
+    if strides is not None and tuple(strides) != _c_strides(shape, item):
         raise UsageError(_strided(name))
     if stream != _NO_SYNC:
         producing = found.get("stream", LEGACY_STREAM)
         if producing is not None:
             wait(int(producing))
-    return Taken(int(found["data"][0]), shape, dtype.name, given)
+    address, read_only = found["data"]
+    return Taken(
+        int(address or 0), shape, dtype, given, placed=False, read_only=bool(read_only)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _element(typestr: str) -> tuple[str, int]:
+    """Return the name and the size of a type; NumPy takes microseconds for them."""
+    dtype = np.dtype(typestr)
+    return dtype.name, dtype.itemsize
 
 
 def _c_strides(shape: tuple[int, ...], item: int) -> tuple[int, ...]:
@@ -100,7 +125,8 @@ def _strided(name: str) -> str:
     return f"input or output {name!r} is not contiguous: make it so (.contiguous())"
 
 
-def _elsewhere(name: str, given: object, device: int) -> str:
+def elsewhere(name: str, given: object, device: int) -> str:
+    """Return what is wrong with an array that is not on the GPU ``device``."""
     return (
         f"input or output {name!r}: expected an array of GPU {device} with __dlpack__ or "
         f"__cuda_array_interface__, got {type(given).__name__}: move it there"
@@ -150,6 +176,10 @@ class DeviceArray:
         memory, self._memory = getattr(self, "_memory", None), None
         if memory is not None:
             self._access.release(memory)
+
+    def on(self, device: int) -> bool:
+        """Tell whether it lies on the GPU ``device``."""
+        return self._access.index == device
 
     @property
     def nbytes(self) -> int:

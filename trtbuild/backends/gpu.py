@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 from trtbuild.engine import Value
 from trtbuild.errors import MissingBackendError
+
+if TYPE_CHECKING:
+    from trtbuild.engine import Target
 
 _LIBRARY = "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, cuda.h
@@ -52,6 +56,37 @@ def gpus() -> tuple[Gpu, ...]:
 def archs() -> tuple[str, ...]:
     """Return the architectures of this machine's GPUs (``sm_89``) in the driver's order."""
     return tuple(each.arch for each in gpus())
+
+
+_AMPERE = 80
+
+
+def index_for(target: Target, device: int = -1) -> int:
+    """Return which of this machine's GPUs an engine runs on, in the driver's order.
+
+    ``device`` where that is named (0 or more); else the first of the model that the engine is
+    for, of its architecture, or of Ampere and later, which engines for all of those run on,
+    whichever built them. -1 where there is none of these.
+    """
+    if device >= 0:
+        return device
+    here = tuple((each.arch, each.identity) for each in gpus())
+    exact = [i for i, each in enumerate(here) if each == (target.arch, target.device)]
+    alike = [i for i, (arch, _) in enumerate(here) if arch == target.arch]
+    on_gpu = number(target.arch) > 0
+    able = [i for i, (arch, _) in enumerate(here) if on_gpu and is_ampere(arch)]
+    return next(iter((*exact, *alike, *able)), -1)
+
+
+def is_ampere(arch: str) -> bool:
+    """Tell whether an architecture is Ampere's or a later one."""
+    return number(arch) >= _AMPERE
+
+
+def number(arch: str) -> int:
+    """Return the number of an architecture, 89 of ``sm_89``; 0 of a processor's."""
+    family, _, digits = arch.partition("_")
+    return int(digits) if family == "sm" and digits.isdigit() else 0
 
 
 def names() -> tuple[str, ...]:

@@ -31,17 +31,10 @@ _READABLE = 0o444
 
 
 def measured(targets: Sequence[Target]) -> tuple[str, ...]:
-    """Return the PCI bus ids of the GPUs that engines for ``targets`` run on here.
-
-    Engines run on the first GPU of their model, else on the first of their architecture.
-    """
-    found = set()
-    here = tuple(zip(gpu.gpus(), gpu.pci_bus_ids(), strict=True))
-    for target in targets:
-        fits = [(each.identity, bus) for each, bus in here if each.arch == target.arch]
-        of_model = [bus for identity, bus in fits if identity == target.device]
-        found.update((of_model or [bus for _, bus in fits])[:1])
-    return tuple(sorted(found))
+    """Return the PCI bus ids of the GPUs that engines for ``targets`` run on here."""
+    buses = gpu.pci_bus_ids()
+    indices = {gpu.index_for(each) for each in targets} - {-1}
+    return tuple(sorted(buses[index] for index in indices))
 
 
 @contextlib.contextmanager

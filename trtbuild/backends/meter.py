@@ -81,19 +81,19 @@ class NoMeter:
 def open_meter(targets: tuple[Target, ...]) -> Iterator[Meter]:
     """Lend the instruments of the GPU that engines for ``targets`` run on here.
 
-    They run on the first GPU of their architecture; engines of two devices, or for the
-    processor, have no common instrument.
+    Engines of two devices, or for the processor, have no common instrument.
     """
     archs = sorted({target.arch for target in targets})
-    here = gpu.archs()
-    if not any(arch.startswith("sm_") for arch in archs):
+    buses = gpu.pci_bus_ids()
+    indices = {gpu.index_for(target) for target in targets}
+    if not any(map(gpu.number, archs)):
         yield NoMeter("the engines run on the processor; NVML tells of GPUs")
-    elif len(archs) > 1 or archs[0] not in here:
+    elif len(indices) > 1 or -1 in indices:
         yield NoMeter(f"no single GPU of this machine runs all engines ({', '.join(archs)})")
     elif not fingerprint.has_module("pynvml"):
         yield NoMeter("the package nvidia-ml-py is not installed: pip install nvidia-ml-py")
     else:
         from trtbuild.backends import nvml  # noqa: PLC0415  optional, and needs a driver
 
-        with nvml.opened(gpu.pci_bus_ids()[here.index(archs[0])]) as meter:
+        with nvml.opened(buses[indices.pop()]) as meter:
             yield meter

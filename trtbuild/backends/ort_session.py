@@ -170,6 +170,11 @@ class _ServedSession(_OrtSession):
                 self._profiles, {spec.name: inputs[spec.name].shape for spec in self._inputs}
             )
 
+    @property
+    def host_tensors(self) -> frozenset[str]:
+        """All tensors: the engine runs on the processor."""
+        return frozenset(spec.name for spec in (*self.inputs, *self.outputs))
+
     def run_device(
         self,
         inputs: Mapping[str, object],
@@ -192,7 +197,7 @@ class _ServedSession(_OrtSession):
 
     def close(self) -> None:
         """Refuse later calls; the library frees its memory with the session."""
-        self._pool.close(lambda _permit: None, _PATIENCE_S)
+        self._pool.close(_PATIENCE_S, lambda: None)
 
     def __enter__(self) -> Self:
         """Return the session itself."""

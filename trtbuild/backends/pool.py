@@ -36,19 +36,29 @@ class _Turn(Generic[T]):
         self._signal.release()
 
 
+def _nothing(_item: object) -> None:
+    """Dispose of a thing that holds nothing."""
+
+
 class Pool(Generic[T]):
     """At most ``limit`` things, each made when it is first needed.
 
     A caller that has to wait is served before any that comes later. Where there is
     no room for one more (:class:`NoRoomError`), the limit falls to what exists.
+    ``dispose`` is called for each thing that nobody will use any more.
     """
 
-    def __init__(self, make: Callable[[], T], limit: int) -> None:
+    def __init__(
+        self, make: Callable[[], T], limit: int, dispose: Callable[[T], None] = _nothing
+    ) -> None:
         self._make = make
+        self._dispose = dispose
         self._changed = threading.Condition(threading.Lock())
+        self._discarding = threading.Lock()
         self._idle: list[tuple[Hashable, T]] = []
         self._turns: deque[_Turn[T]] = deque()
         self._closed = False
+        self._emptied: list[Callable[[], None]] = []
         self.limit = limit
         self.made = 0
         self.in_use = 0
@@ -78,10 +88,29 @@ class Pool(Generic[T]):
                 turn = _Turn()  # it came before those that wait by now
                 continue
             assert turn is not None  # noqa: S101  set where nothing was made
-            start = time.perf_counter()
+            self._wait(turn)
+
+    def _wait(self, turn: _Turn[T]) -> None:
+        """Wait for a turn; one who stops waiting (Ctrl-C, a signal's handler) leaves it."""
+        start = time.perf_counter()
+        try:
             turn.wait()
-            with self._changed:
-                self.waited_s += time.perf_counter() - start
+        except BaseException:
+            self._abandon(turn)
+            raise
+        with self._changed:
+            self.waited_s += time.perf_counter() - start
+
+    def _abandon(self, turn: _Turn[T]) -> None:
+        with self._changed:
+            if turn in self._turns:
+                self._turns.remove(turn)
+                return
+            if not turn.granted:
+                if self._turns:  # it was woken to try again: the next one does
+                    self._turns.popleft().wake()
+                return
+        self.give(turn.granted.pop())
 
     def _queue(self, turn: _Turn[T] | None) -> _Turn[T]:
         """Return a turn at the end of the queue, or at its head for one who had a turn."""
@@ -94,19 +123,39 @@ class Pool(Generic[T]):
         return fresh
 
     def give(self, item: T, last: Hashable = None) -> None:
-        """Give back what :meth:`take` returned, used last for what ``last`` names."""
+        """Give back what :meth:`take` returned, used last for what ``last`` names.
+
+        What comes back to a closed pool is disposed of.
+        """
         with self._changed:
-            self.in_use -= 1
-            if self._turns and not self._closed:
-                self._grant(self._turns.popleft(), item)
-            else:
-                self._idle.append((last, item))
-                self._changed.notify_all()
+            if not self._closed:
+                self.in_use -= 1
+                if self._turns:
+                    self._grant(self._turns.popleft(), item)
+                else:
+                    self._idle.append((last, item))
+                    self._changed.notify_all()
+                return
+        self._drop(item)
+
+    def discard(self, item: T) -> bool:
+        """Dispose of what :meth:`take` returned, if others exist, and say whether it is gone.
+
+        For one that found no room to work in: fewer may find it. The limit falls with it.
+        """
+        with self._discarding:  # who comes second finds the room that the first one left
+            with self._changed:
+                if self.made <= 1 and not self._closed:
+                    return False
+                self.limit = min(self.limit, self.made - 1)
+            self._drop(item)
+        return True
 
     def fill(self, prepare: Callable[[T], Hashable]) -> None:
         """Make all that may exist, and call ``prepare`` on each that nobody uses.
 
-        It returns what the thing was used for last. Waits for nobody.
+        It returns what the thing was used for last. Waits for nobody. Things that ``prepare``
+        finds no room for are disposed of, as long as there are others.
         """
         with self._changed:
             items = [item for _, item in self._idle]
@@ -114,32 +163,62 @@ class Pool(Generic[T]):
             self.in_use += len(items)
         try:
             while items or self._may_make():
-                made = [items[0]] if items else self._made()
-                items = items or made
-                if made:
-                    last = prepare(made[0])
+                if not items:
+                    items = self._made()
+                    continue
+                try:
+                    last = prepare(items[0])
+                except NoRoomError:
+                    if not self.discard(items[0]):
+                        raise
+                    del items[0]
+                else:
                     self.give(items.pop(0), last)
         finally:
             for item in items:
                 self.give(item)
 
-    def close(self, dispose: Callable[[T], None], patience_s: float) -> bool:
-        """Refuse new callers, dispose of everything as it comes back; say whether all did.
+    def close(self, patience_s: float, emptied: Callable[[], None]) -> None:
+        """Refuse new callers, and dispose of everything as it comes back, then ``emptied``.
 
-        Waits at most ``patience_s`` seconds for what is in use.
+        Waits at most ``patience_s`` seconds for what is in use; what comes back later is
+        disposed of then, by who gives it back.
         """
         with self._changed:
+            first = not self._closed
             self._closed = True
             self.limit = 0
             while self._turns:
                 self._turns.popleft().wake()
-            done = self._changed.wait_for(lambda: self.in_use == 0, patience_s)
             items = [item for _, item in self._idle]
             self._idle.clear()
-            self.made -= len(items)
+            if first:
+                self._emptied.append(emptied)
         for item in items:
-            dispose(item)
-        return done
+            self._dispose(item)
+        with self._changed:
+            self.made -= len(items)
+            self._changed.wait_for(lambda: self.in_use == 0, patience_s)
+        self._end()
+
+    def _drop(self, item: T) -> None:
+        """Dispose of a thing in use; the last one of a closed pool ends it."""
+        try:
+            self._dispose(item)
+        finally:
+            with self._changed:
+                self.in_use -= 1
+                self.made -= 1
+                self._changed.notify_all()
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            over = self._emptied if self._closed and not self.made else []
+            emptied = list(over)
+            over.clear()
+        for each in emptied:
+            each()
 
     def _grant(self, turn: _Turn[T], item: T) -> None:
         self.in_use += 1
@@ -178,10 +257,12 @@ class Pool(Generic[T]):
                 self.made -= 1
                 self.in_use -= 1
                 self._changed.notify_all()
-                full = isinstance(error, NoRoomError)
-                if full and self.made:
-                    self.limit = self.made  # those being made by now are counted too
-                    return []
-                if self._turns:
+                full = isinstance(error, NoRoomError) and self.made > 0
+                if full:  # those being made by now are counted too
+                    self.limit = min(self.limit, self.made)
+                elif self._turns:
                     self._turns.popleft().wake()
+            self._end()
+            if full:
+                return []
             raise

@@ -94,6 +94,10 @@ class LoadedSession(Session, Protocol):
     def metrics(self) -> str:
         """Return what the session counts as Prometheus text."""
 
+    @property
+    def host_tensors(self) -> frozenset[str]:
+        """The inputs and outputs of :meth:`run_device` that lie on the host: shapes, mostly."""
+
     def run_device(
         self,
         inputs: Mapping[str, object],

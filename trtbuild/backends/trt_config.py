@@ -97,6 +97,7 @@ class Settings:
         core = int(settings.get("dla_core", -1))
         if core >= 0:
             self._dla(core)
+        self._share_profiles()
 
     def check_flags(self) -> None:
         """See that no flag was undone by a later setting.
@@ -116,6 +117,23 @@ class Settings:
         """Tell whether a value is somebody's choice: the level is always ours."""
         always = name == "optimization_level"
         return name in settings and (always or settings[name] != trt_settings.OPTIONS[name])
+
+    def _share_profiles(self) -> None:
+        """Let several execution contexts use one profile, which newer versions always do.
+
+        In 8.6 a profile belongs to the first context that uses it, so that a pool of contexts,
+        or a context per CUDA graph, would get none (NvInfer.h 8.6, ``kPROFILE_SHARING_0806``;
+        10 has it on for good, 11 has no such name).
+        """
+        sharing = self._trt.PreviewFeature.__members__.get("PROFILE_SHARING_0806")
+        config = self._config
+        if sharing is not None and not config.get_preview_feature(sharing):
+            self.take(
+                "profile sharing",
+                True,  # noqa: FBT003  what is asked for
+                lambda on: config.set_preview_feature(sharing, on),
+                lambda: config.get_preview_feature(sharing),
+            )
 
     def _property(self, name: str, attribute: str, value: object) -> None:
         config = self._config

@@ -12,6 +12,7 @@ from trtbuild.backends.device_arrays import count_bytes, on_host
 from trtbuild.backends.graph_cache import GraphCache
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import choose
+from trtbuild.backends.trt_call import Call, Copy, Shapes, bytes_of
 from trtbuild.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from trtbuild.backends.graph_cache import Refusals
     from trtbuild.backends.metrics import Metrics
     from trtbuild.backends.profile_choice import Sizes
+    from trtbuild.backends.trt_call import Signature
     from trtbuild.backends.trt_engine import Engine
     from trtbuild.engine import TensorSpec
 
@@ -34,38 +36,6 @@ share scratch memory, since only one of them runs at a time."""
 _WARM_AFTER = 2
 _REMEMBERED = 64
 _MIN_SCRATCH_BYTES = 256
-
-Signature = tuple[object, ...]
-"""Shapes and types of a call's inputs, and the values of those that are shapes."""
-
-
-class Shapes(NamedTuple):
-    """What the inputs of a call decide; ``late`` outputs have a shape only when it has run."""
-
-    signature: Signature
-    profile: int
-    inputs: tuple[tuple[str, Sizes], ...]
-    results: tuple[tuple[TensorSpec, Sizes], ...]
-    late: tuple[TensorSpec, ...]
-
-
-class Copy(NamedTuple):
-    """A tensor, device memory for it, and the pinned memory it is copied from or to."""
-
-    name: str
-    device: Any
-    host: npt.NDArray[Any]
-
-
-class Call(NamedTuple):
-    """Shapes and addresses of a call, and its copies; ``key`` is all that a graph fixes."""
-
-    key: tuple[object, ...]
-    shapes: Shapes
-    addresses: tuple[tuple[str, int], ...]
-    copies_in: tuple[Copy, ...]
-    copies_out: tuple[Copy, ...]
-    on_host: tuple[Copy, ...]
 
 
 class _Graph(NamedTuple):
@@ -99,6 +69,7 @@ class Context:
         self._bound: tuple[object, ...] = ()
         self._shapes: dict[Signature, Shapes] = {}
         self._calls: dict[Signature, Call] = {}
+        self._placed: dict[tuple[object, ...], Call] = {}
         self._late: dict[str, Sizes] = {}
         self._allocate_late: Callable[[str, int], int] = self._late_buffer
         self._allocators: dict[str, Any] = {}
@@ -153,6 +124,28 @@ class Context:
         received = sum(array.nbytes for array in outputs.values())
         return outputs, sum(copy.host.nbytes for copy in call.copies_in), received
 
+    def known(self, signature: Signature) -> Shapes | None:
+        """Return what :meth:`shapes` has returned for ``signature`` before, if it has."""
+        return self._shapes.get(signature)
+
+    @property
+    def anywhere(self) -> int:
+        """An address for tensors without elements, which may lie nowhere."""
+        return int(self._scratch)
+
+    def placed(self, shapes: Shapes, elsewhere: Mapping[str, int]) -> Call | None:
+        """Return what :meth:`place` has returned for these addresses, if it has."""
+        self._follow_buffers()
+        return self._placed.get((shapes.signature, *elsewhere.values()))
+
+    def place(self, shapes: Shapes, elsewhere: Mapping[str, int]) -> Call:
+        """Return the :meth:`call` of these addresses, kept for :meth:`placed`."""
+        call = self.call(shapes, elsewhere)
+        if len(self._placed) >= _REMEMBERED:
+            self._placed.clear()
+        self._placed[(shapes.signature, *elsewhere.values())] = call
+        return call
+
     def shapes(self, signature: Signature, inputs: Mapping[str, npt.NDArray[Any]]) -> Shapes:
         """Return profile and output shapes of a call; ``inputs`` holds at least the shapes.
 
@@ -167,6 +160,7 @@ class Context:
         if len(self._shapes) >= _REMEMBERED:
             self._shapes.clear()
             self._calls.clear()
+            self._placed.clear()
         engine = self._engine
         sizes = {
             spec.name: tuple(int(v) for v in inputs[spec.name].ravel())
@@ -181,7 +175,7 @@ class Context:
         self._settle()
         for name in engine.host & sizes.keys():
             address = self._host_buffer(name, inputs[name].nbytes)
-            np.copyto(address, _bytes(inputs[name]))
+            np.copyto(address, bytes_of(inputs[name]))
             self._set_address(self._context, name, address.ctypes.data)
         try:
             missing = self._context.infer_shapes()
@@ -234,10 +228,10 @@ class Context:
         """Write the inputs that lie on the host to pinned memory, once it is free."""
         self._settle()
         for copy in call.copies_in:
-            np.copyto(copy.host, _bytes(inputs[copy.name]))
+            np.copyto(copy.host, bytes_of(inputs[copy.name]))
         for copy in call.on_host:
             if copy.name in inputs:
-                np.copyto(copy.host, _bytes(inputs[copy.name]))
+                np.copyto(copy.host, bytes_of(inputs[copy.name]))
 
     def execute(self, call: Call) -> None:
         """Enqueue a call with its copies, by its graph where it has one.
@@ -292,14 +286,27 @@ class Context:
 
     def _set_shapes(self, context: Any, shapes: Shapes) -> None:  # noqa: ANN401  untyped bindings
         self._engine.forget()
-        chosen = shapes.profile
-        if context.active_optimization_profile != chosen and not (
-            context.set_optimization_profile_async(chosen, self.stream.handle)
-        ):
-            raise NoRoomError(self._engine.refusal(f"gave no context for profile {chosen}"))
+        self._choose_profile(context, shapes.profile)
         for name, sizes in shapes.inputs:
-            if not context.set_input_shape(name, sizes) or self._engine.logged_errors():
+            if not context.set_input_shape(name, sizes):
                 raise UsageError(self._misfit(shapes.inputs))
+
+    def _choose_profile(self, context: Any, chosen: int) -> None:  # noqa: ANN401  untyped bindings
+        """Let ``context`` use a profile.
+
+        Raises:
+            NoRoomError: it is another context's, as in an engine of 8.6 that shares none. The
+                binding raises where C++ returns false.
+        """
+        if context.active_optimization_profile == chosen:
+            return
+        refused = f"gave no context for profile {chosen}"
+        try:
+            taken = context.set_optimization_profile_async(chosen, self.stream.handle)
+        except RuntimeError as error:
+            raise NoRoomError(self._engine.refusal(refused)) from error
+        if not taken:
+            raise NoRoomError(self._engine.refusal(refused))
 
     def _set_address(self, context: Any, name: str, address: int) -> None:  # noqa: ANN401  untyped bindings
         if not context.set_tensor_address(name, address):
@@ -322,19 +329,31 @@ class Context:
         """
         ran = False
         try:
-            context = self._engine.new_context(int(self._scratch))
+            context = self._graph_context()
             self._bind(context, call)
             self._enqueue(context, call)
             ran = True
             self._engine.check_capture(context, self.stream.handle)
             executable = self.stream.capture(lambda: self._enqueue(context, call))
         except (*cuda_device.FAILURES, BuildError, NoRoomError) as error:
+            self.stream.synchronize()  # what is enqueued still uses the context, which goes now
             graphs.refuse(call.key, str(error))
             self._metrics.add("graph_fallbacks")
             return ran
         graphs.keep(call.key, _Graph(executable, context))
         self._metrics.add("graph_captures")
         return True
+
+    def _graph_context(self) -> Any:  # noqa: ANN401  untyped bindings
+        """Return a context for a graph, unless it took a profile for good that the slot needs.
+
+        Raises:
+            NoRoomError: it would (8.6, profiles not shared), or there is no memory.
+        """
+        context = self._engine.new_context(int(self._scratch))
+        if context.active_optimization_profile < 0:
+            raise NoRoomError(self._engine.refusal("shares no profile between contexts"))
+        return context
 
     def _drop(self, graph: _Graph) -> None:
         self.stream.synchronize()
@@ -346,6 +365,7 @@ class Context:
         if moved != self._moved:
             self._moved = moved
             self._calls.clear()
+            self._placed.clear()
             self._bound = ()
             if self._graphs is not None:
                 self._graphs.clear()
@@ -384,18 +404,3 @@ class Context:
     def _misfit(self, given: tuple[tuple[str, Sizes], ...]) -> str:
         shapes = ", ".join(f"{name!r} {list(sizes)}" for name, sizes in given)
         return self._engine.refusal(f"takes no inputs of shapes {shapes} together")
-
-
-def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return the bytes of an array in C order, without a copy where they are so already."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def with_values(
-    kinds: Signature, inputs: Mapping[str, npt.NDArray[Any]], engine: Engine
-) -> Signature:
-    """Return ``kinds`` with the values of the inputs that are shapes."""
-    if not engine.host:
-        return kinds
-    values = [inputs[s.name].tobytes() for s in engine.inputs if s.name in engine.host]
-    return (*kinds, tuple(values))

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trtbuild.backends import cuda_device, feeds
 from trtbuild.backends import metrics as figures
 from trtbuild.backends.graph_cache import Refusals
-from trtbuild.backends.pool import Pool
-from trtbuild.backends.trt_context import Context, with_values
+from trtbuild.backends.pool import NoRoomError, Pool
+from trtbuild.backends.trt_call import with_values
+from trtbuild.backends.trt_context import Context
 from trtbuild.backends.trt_device_call import DeviceCall
 from trtbuild.backends.trt_engine import Engine
 from trtbuild.errors import BuildError, TrtbuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     import numpy.typing as npt
     from typing_extensions import Self
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from trtbuild.backends.cuda_device import Device
     from trtbuild.backends.session import LoadedSession, Plan, SessionOptions
     from trtbuild.backends.trt_api import Api
-    from trtbuild.backends.trt_context import Signature
+    from trtbuild.backends.trt_call import Signature
     from trtbuild.engine import TensorSpec
+
+T = TypeVar("T")
 
 _CONTEXTS = 2
 """Two by default: the copies of one call go on while another computes."""
@@ -78,7 +81,12 @@ class TrtSession:
             contexts.append(context)
             return context
 
-        pool = Pool(make, options.contexts or _CONTEXTS)
+        def dispose(context: Context) -> None:
+            contexts.remove(context)
+            with device.active():
+                context.close()
+
+        pool = Pool(make, options.contexts or _CONTEXTS, dispose)
         stats = figures.Metrics(
             labels,
             {
@@ -95,7 +103,7 @@ class TrtSession:
         self._pool = pool
         self._stats = stats
         # Also when the session is collected, and when the process ends.
-        self._finalizer = weakref.finalize(self, _shut, pool, contexts, engine, device)
+        self._finalizer = weakref.finalize(self, _shut, pool, engine, device)
         first = pool.take()  # what the engine needs is known to be there, or load fails
         pool.give(first)
 
@@ -108,6 +116,11 @@ class TrtSession:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs that :meth:`run` returns."""
         return self._engine.outputs
+
+    @property
+    def host_tensors(self) -> frozenset[str]:
+        """The inputs and outputs of :meth:`run_device` that lie on the host."""
+        return self._engine.host
 
     @property
     def stats(self) -> figures.Metrics:
@@ -129,15 +142,11 @@ class TrtSession:
         start = time.perf_counter()
         try:
             signature = self._signature(inputs)
-            context = self._pool.take(signature)
-            try:
-                self._device.enter()
-                try:
-                    outputs, sent, received = context.run(signature, inputs)
-                finally:
-                    self._device.leave()
-            finally:
-                self._pool.give(context, signature)
+
+            def work(context: Context) -> tuple[dict[str, npt.NDArray[Any]], int, int]:
+                return context.run(signature, inputs)
+
+            outputs, sent, received = self._serve(signature, work)
         except TrtbuildError as error:
             self._stats.error(error)
             raise
@@ -170,12 +179,7 @@ class TrtSession:
         start = time.perf_counter()
         try:
             call = DeviceCall(self._engine, self._device, inputs, outputs or {})
-            context = self._pool.take()
-            try:
-                with self._device.active():
-                    found, sent = call.run(context, stream)
-            finally:
-                self._pool.give(context)
+            found, sent = self._serve(None, lambda context: call.run(context, stream))
         except TrtbuildError as error:
             self._stats.error(error)
             raise
@@ -212,6 +216,28 @@ class TrtSession:
         """Close the session."""
         self.close()
 
+    def _serve(self, last: Hashable, work: Callable[[Context], T]) -> T:
+        """Return what ``work`` does in a context, the one that did ``last`` if it is free.
+
+        Where a context has no room for its buffers it is disposed of, as long as there are
+        others, and another one tries: fewer callers at once are better than none.
+        """
+        while True:
+            limit = self._pool.limit
+            context = self._pool.take(last)
+            kept = True
+            self._device.enter()
+            try:
+                return work(context)
+            except NoRoomError:
+                kept = not self._pool.discard(context)
+                if kept and self._pool.limit == limit:  # nobody has made room meanwhile
+                    raise
+            finally:
+                self._device.leave()
+                if kept:
+                    self._pool.give(context, last)
+
     def _signature(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Signature:
         """Return what :class:`Shapes` depend on, the inputs checked unless they were before."""
         try:
@@ -234,8 +260,11 @@ class TrtSession:
         )
 
 
-def _shut(pool: Pool[Context], contexts: list[Context], engine: Engine, device: Device) -> None:
-    with device.active():
-        if pool.close(Context.close, _PATIENCE_S):
-            contexts.clear()
+def _shut(pool: Pool[Context], engine: Engine, device: Device) -> None:
+    """Free everything, now or, where a call outlasts our patience, when it ends."""
+
+    def emptied() -> None:
+        with device.active():
             engine.close()
+
+    pool.close(_PATIENCE_S, emptied)

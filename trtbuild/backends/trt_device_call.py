@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtbuild.backends import cuda_device, device_arrays, feeds
 from trtbuild.backends.device_arrays import DeviceArray
-from trtbuild.backends.trt_context import with_values
+from trtbuild.backends.trt_call import with_values
 from trtbuild.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
 
     from trtbuild.backends.cuda_device import Device
     from trtbuild.backends.device_arrays import Taken
-    from trtbuild.backends.trt_context import Call, Context, Shapes
+    from trtbuild.backends.trt_call import Call, Shapes
+    from trtbuild.backends.trt_context import Context
     from trtbuild.backends.trt_engine import Engine
     from trtbuild.engine import TensorSpec
 
 _NO_SYNC = -1
+_ALIGNMENT = 256
+"""Of the addresses of tensors (``IExecutionContext::setTensorAddress``, NvInferRuntime.h)."""
 
 
 class DeviceCall:
@@ -45,13 +49,13 @@ class DeviceCall:
         self._device = device
         self._inputs = inputs
         self._outputs = outputs
-        self._access = _Access(device)
         self._arrays = {n: a for n, a in inputs.items() if isinstance(a, np.ndarray)}
-        specs = tuple(spec for spec in engine.inputs if spec.name in self._arrays)
-        feeds.check(specs, self._arrays)
-        elsewhere = sorted(engine.host & inputs.keys() - self._arrays.keys())
-        if elsewhere:
-            message = f"inputs {elsewhere} are read on the host: give NumPy arrays"
+        if self._arrays:
+            specs = tuple(spec for spec in engine.inputs if spec.name in self._arrays)
+            feeds.check(specs, self._arrays)
+        on_device = engine.host and sorted(engine.host & inputs.keys() - self._arrays.keys())
+        if on_device:
+            message = f"inputs {on_device} are read on the host: give NumPy arrays"
             raise UsageError(message)
 
     def run(self, context: Context, stream: int | None) -> tuple[dict[str, Any], int]:
@@ -61,34 +65,56 @@ class DeviceCall:
         """
         if stream is not None:
             context.stream.wait_for(stream)
-        inputs, given = (
-            {s.name: self._take(s, a[s.name], context, stream) for s in specs if s.name in a}
-            for specs, a in (
-                (self._engine.inputs, _without(self._inputs, self._arrays)),
-                (self._engine.outputs, self._outputs),
-            )
-        )
-        witnesses = self._arrays | {name: _witness(taken) for name, taken in inputs.items()}
-        ordered = [witnesses[spec.name] for spec in self._engine.inputs]
-        kinds = tuple([(array.shape, array.dtype) for array in ordered])
-        shapes = context.shapes(with_values(kinds, witnesses, self._engine), witnesses)
+        inputs = self._taken(self._engine.inputs, self._inputs, context, stream)
+        given = self._taken(self._engine.outputs, self._outputs, context, stream)
+        shapes = self._shapes(context, inputs)
         made = self._make(shapes, given, stream)
-        addresses = {name: taken.address for name, taken in (inputs | given).items()}
-        addresses |= {name: array.address for name, array in made.items()}
-        call = context.call(shapes, addresses)
+        addresses = {name: taken.address or context.anywhere for name, taken in inputs.items()}
+        for name, taken in given.items():
+            addresses[name] = taken.address or context.anywhere
+        for name, array in made.items():
+            addresses[name] = array.address
+        call = context.placed(shapes, addresses)
+        if call is None:  # an array that lies where one lay before needs no second look
+            self._check_places((*inputs.items(), *given.items()))
+            call = context.place(shapes, addresses)
         if self._arrays:
             context.stage(call, self._arrays)
         late = self._execute(context, call, stream)
+        if not (made or late or call.on_host):
+            return dict(self._outputs), 0 if not call.copies_in else _bytes_in(call)
         found: dict[str, Any] = dict(self._outputs) | made | late
         for copy in call.on_host:
             found.setdefault(copy.name, copy.host.copy())
-        sent = sum(copy.host.nbytes for copy in call.copies_in)
-        return {spec.name: found[spec.name] for spec in self._engine.outputs}, sent
+        return {spec.name: found[spec.name] for spec in self._engine.outputs}, _bytes_in(call)
+
+    def _shapes(self, context: Context, inputs: Mapping[str, Taken]) -> Shapes:
+        kinds: list[object] = []
+        for spec in self._engine.inputs:
+            taken = inputs.get(spec.name)
+            if taken is None:
+                array = self._arrays[spec.name]
+                kinds.append((array.shape, array.dtype))
+            else:
+                kinds.append((taken.shape, taken.dtype))
+        signature = with_values(tuple(kinds), self._arrays, self._engine)
+        known = context.known(signature)
+        if known is not None:
+            return known
+        for spec in self._engine.inputs:
+            if spec.name in inputs:
+                _check_fit(spec, inputs[spec.name])
+        witnesses = self._arrays | {name: _witness(taken) for name, taken in inputs.items()}
+        return context.shapes(signature, witnesses)
 
     def _execute(
         self, context: Context, call: Call, stream: int | None
     ) -> dict[str, DeviceArray]:
         """Run the call; return the outputs whose shapes it decided."""
+        if not call.shapes.late:
+            context.execute(call)
+            self._order(context, call, stream)
+            return {}
         memories: dict[str, Any] = {}
 
         def allocate(name: str, size: int) -> int:
@@ -96,36 +122,58 @@ class DeviceCall:
             return int(memories[name])
 
         sizes = context.execute_late(call, allocate)
-        if stream is None or call.on_host:
-            context.settle()
-        if stream is not None:
-            context.stream.hold_back(stream)
+        self._order(context, call, stream)
         return {
-            spec.name: DeviceArray(
+            spec.name: self._array(
                 (int(memories[spec.name]), sizes[spec.name], spec.dtype),
-                self._access,
                 stream,
                 memories[spec.name],
             )
             for spec in call.shapes.late
         }
 
-    def _take(
-        self, spec: TensorSpec, given: object, context: Context, stream: int | None
-    ) -> Taken:
+    @staticmethod
+    def _order(context: Context, call: Call, stream: int | None) -> None:
+        """Wait for the call, or let the caller's stream do so."""
+        if stream is None or call.on_host:
+            context.settle()
+        if stream is not None:
+            context.stream.hold_back(stream)
+
+    def _taken(
+        self,
+        specs: tuple[TensorSpec, ...],
+        arrays: Mapping[str, object],
+        context: Context,
+        stream: int | None,
+    ) -> dict[str, Taken]:
+        """Return where the arrays on the GPU lie, in the order of ``specs``."""
         ours = context.stream
         sync = ours.handle if stream is None else _NO_SYNC
-        taken = device_arrays.take(spec.name, given, self._device.index, sync, ours.wait_for)
-        fits = len(taken.shape) == len(spec.shape) and all(
-            size in {"?", got} for size, got in zip(spec.shape, taken.shape, strict=True)
-        )
-        if taken.dtype != spec.dtype or not fits:
-            message = (
-                f"{spec.name!r}: expected {spec.dtype}{list(spec.shape)}, got "
-                f"{taken.dtype or 'an unknown type'}{list(taken.shape)}"
-            )
-            raise UsageError(message)
-        return taken
+        index = self._device.index
+        found = {}
+        for spec in specs:
+            name = spec.name
+            if name in arrays and name not in self._arrays:
+                taken = device_arrays.take(name, arrays[name], index, sync, ours.wait_for)
+                if taken.address % _ALIGNMENT:
+                    message = (
+                        f"{name!r} lies at an address that is no multiple of {_ALIGNMENT}, as "
+                        "TensorRT needs it: give a copy of its own (.clone(), .copy())"
+                    )
+                    raise UsageError(message)
+                found[name] = taken
+        return found
+
+    def _check_places(self, arrays: Iterable[tuple[str, Taken]]) -> None:
+        """Refuse memory of another GPU, or none, where only its address was given."""
+        index = self._device.index
+        for name, taken in arrays:
+            empty = not (taken.address or math.prod(taken.shape))
+            if taken.placed or empty:
+                continue
+            if cuda_device.device_of(taken.address) != index:
+                raise UsageError(device_arrays.elsewhere(name, taken.keep, index))
 
     def _make(
         self, shapes: Shapes, given: Mapping[str, Taken], stream: int | None
@@ -137,19 +185,21 @@ class DeviceCall:
             raise UsageError(message)
         made = {}
         for spec, sizes in shapes.results:
-            if spec.name in given:
-                if given[spec.name].shape != sizes:
-                    message = (
-                        f"output {spec.name!r}: expected an array of shape {list(sizes)}, got "
-                        f"{list(given[spec.name].shape)}"
-                    )
-                    raise UsageError(message)
+            taken = given.get(spec.name)
+            if taken is not None:
+                if taken.shape != sizes or taken.dtype != spec.dtype or taken.read_only:
+                    raise UsageError(_unwritable(spec, sizes, taken))
             elif spec.name not in self._engine.host:
                 size = device_arrays.count_bytes(sizes, spec.dtype)
                 memory = self._device.allocate(max(size, 1))
                 layout = (int(memory), sizes, spec.dtype)
-                made[spec.name] = DeviceArray(layout, self._access, stream, memory)
+                made[spec.name] = self._array(layout, stream, memory)
         return made
+
+    def _array(
+        self, layout: tuple[int, tuple[int, ...], str], stream: int | None, memory: object
+    ) -> DeviceArray:
+        return DeviceArray(layout, _Access(self._device), stream, memory)
 
 
 class _Access:
@@ -181,13 +231,35 @@ def _check_names(
     what: str, specs: tuple[TensorSpec, ...], given: Mapping[str, object], *, complete: bool
 ) -> None:
     names = [spec.name for spec in specs]
-    if any(name not in names for name in given) or (complete and len(given) != len(names)):
+    if (complete and len(given) != len(names)) or not all(name in names for name in given):
         message = f"expected the {what} {names}, got {list(given)}"
         raise UsageError(message)
 
 
-def _without(given: Mapping[str, object], names: Mapping[str, object]) -> dict[str, object]:
-    return {name: array for name, array in given.items() if name not in names}
+def _check_fit(spec: TensorSpec, taken: Taken) -> None:
+    fits = len(taken.shape) == len(spec.shape) and all(
+        isinstance(size, str) or size == got
+        for size, got in zip(spec.shape, taken.shape, strict=True)
+    )
+    if taken.dtype != spec.dtype or not fits:
+        message = (
+            f"{spec.name!r}: expected {spec.dtype}{list(spec.shape)}, got "
+            f"{taken.dtype or 'an unknown type'}{list(taken.shape)}"
+        )
+        raise UsageError(message)
+
+
+def _unwritable(spec: TensorSpec, sizes: tuple[int, ...], taken: Taken) -> str:
+    if taken.read_only:
+        return f"output {spec.name!r}: the array may only be read: give one of your own"
+    return (
+        f"output {spec.name!r}: expected an array {spec.dtype}{list(sizes)}, got "
+        f"{taken.dtype or 'an unknown type'}{list(taken.shape)}"
+    )
+
+
+def _bytes_in(call: Call) -> int:
+    return sum(copy.host.nbytes for copy in call.copies_in)
 
 
 def _witness(taken: Taken) -> npt.NDArray[Any]:

@@ -98,12 +98,11 @@ class Engine:
         )
 
     def forget(self) -> None:
-        """Drop what TensorRT has logged: a service runs for months."""
+        """Drop the errors that TensorRT has logged for this thread."""
         self._api.messages.errors.clear()
-        self._api.messages.warnings.clear()
 
     def logged_errors(self) -> bool:
-        """Return whether TensorRT has logged an error since :meth:`forget`."""
+        """Return whether this thread made TensorRT log an error since :meth:`forget`."""
         return bool(self._api.messages.errors)
 
     def allocator(self, allocate: Any, done: Any) -> Any:  # noqa: ANN401  untyped bindings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING
 
 from trtbuild.backends.diagnosis import MEMORY_WORDS, NOISE
@@ -49,6 +50,7 @@ _NARROWED = (
     "give them the types that it reads, with a Cast in the model; for INT64, which 8.6 lacks, "
     "or install TensorRT 10 or newer"
 )
+_KEPT = 1000
 
 _OR_PLUGIN = ", or name a --plugin"
 _OR_ELSEWHERE = (
@@ -141,13 +143,18 @@ _REMEDIES = (
 class Messages:
     """Collects the log of one process: TensorRT allows one logger in each.
 
+    ``errors`` are those that the calling thread caused: one caller of a service must neither
+    fail for what another did, nor lose its reason. Those of TensorRT's own threads are the
+    thread's that follows a build, and nobody's in a service. ``warnings`` are everybody's.
+
     ``degraded`` counts what made the engine slower than it could be. ``tells_timing``: the log
     is all there is of progress, as in 8.6, and each layer that is timed is told.
     ``times_tactics``: the builder is at work, and goes on without a kernel that gets no memory.
     """
 
     def __init__(self) -> None:
-        self.errors: list[str] = []
+        self._callers = threading.local()
+        self._owner: list[str] = []
         self.warnings: list[str] = []
         self.degraded = Degraded()
         self.layers = ""
@@ -155,9 +162,18 @@ class Messages:
         self.times_tactics = False
         self._staged: Staged | None = None
 
+    @property
+    def errors(self) -> list[str]:
+        """What was logged as an error in calls of this thread."""
+        found: list[str] | None = getattr(self._callers, "errors", None)
+        if found is None:
+            found = self._callers.errors = []
+        return found
+
     def follow(self, staged: Staged) -> None:
         """Take node names from ``staged`` and forget what was logged before it."""
         self._staged = staged
+        self._owner = self.errors
         self.errors.clear()
         self.warnings.clear()
         self.degraded = Degraded()
@@ -172,10 +188,11 @@ class Messages:
             return
         if severity in {"ERROR", "INTERNAL_ERROR"}:
             if NOISE not in text.partition(" In ")[0]:
-                self.errors.append(self.tidy(text))
+                mine: list[str] = getattr(self._callers, "errors", self._owner)
+                _keep(mine, self.tidy(text))
         elif severity == "WARNING":
             if not _HARMLESS.search(text):
-                self.warnings.append(self.tidy(text))
+                _keep(self.warnings, self.tidy(text))
         elif text.startswith(HEADER):
             self.layers = text
         elif self._staged is not None:
@@ -200,6 +217,12 @@ class Messages:
     def narrowed(self) -> str:
         """Return the warning that uint8 values were read as int8, or an empty string."""
         return next((line for line in self.warnings if _UINT8 in line), "")
+
+
+def _keep(lines: list[str], line: str) -> None:
+    """Add a line, and drop the oldest beyond what anybody reads: a service runs for months."""
+    lines.append(line)
+    del lines[:-_KEPT]
 
 
 class Degraded:

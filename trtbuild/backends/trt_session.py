@@ -36,7 +36,6 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     _TENSORRT: (_TENSORRT, _LEAN),
 }
 _EXTRAS = {"tensorrt-rtx": "trtbuild[rtx,gpu]", _TENSORRT: "trtbuild[tensorrt]"}
-_AMPERE = 80
 
 
 class Library(Value, frozen=True, kw_only=True):
@@ -111,7 +110,7 @@ def misfit(target: Target, settings: Mapping[str, Setting], machine: Machine) ->
             f"the engine holds kernels chosen on another model, {target.device}, this machine "
             f"has {', '.join(models)}: build it for this one, or with hardware_compatible"
         )
-    if settings.get("hardware_compatible") == "ampere_plus" and any(map(_is_ampere, archs)):
+    if settings.get("hardware_compatible") == "ampere_plus" and any(map(gpu.is_ampere, archs)):
         return ""  # on all of them, also on those before the one that built it
     return (
         f"the engine is for {target.arch}, this machine's GPU is {', '.join(archs)}: build "
@@ -249,24 +248,8 @@ def prepared(target: Target, options: SessionOptions, attached: Attached) -> tup
         raise MissingBackendError(reason)
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
-    return found, place(target, options, machine)
-
-
-def place(target: Target, options: SessionOptions, machine: Machine) -> int:
-    """Return the place of the GPU that an engine is opened on, in the driver's order.
-
-    It is the one that ``options`` name, else the first of the engine's model, else of its
-    architecture, else, for an engine that runs on several, the first that is new enough.
-    """
-    if options.device >= 0:
-        return options.device
-    archs = [arch for arch, _ in machine.gpus]
-    wanted = (target.arch, target.device)
-    if wanted in machine.gpus:
-        return machine.gpus.index(wanted)
-    if target.arch in archs:
-        return archs.index(target.arch)
-    return next((index for index, arch in enumerate(archs) if _is_ampere(arch)), 0)
+    index = gpu.index_for(target, options.device)
+    return found, max(index, 0)  # of no GPU here: TensorRT itself refuses it there
 
 
 def load_plugins(found: Api, attached: Attached, what: str) -> None:
@@ -314,7 +297,3 @@ def _library(backend: str) -> Library | None:
                 cuda_major=fingerprint.cuda_major(name),
             )
     return None
-
-
-def _is_ampere(arch: str) -> bool:
-    return int(arch.partition("_")[2] or 0) >= _AMPERE

@@ -174,13 +174,14 @@ OTHER_MEMBERS: Mapping[str, str] = {
         ("add_optimization_profile", "num_optimization_profiles"), "the profiles of the key"
     ),
     **dict.fromkeys(
-        ("set_tactic_sources", "get_tactic_sources", "set_preview_feature"),
+        ("set_tactic_sources", "get_tactic_sources", "engine_capability"),
         "the version's own default, and the version is in the key",
     ),
     **dict.fromkeys(
-        ("get_preview_feature", "engine_capability", "remote_auto_tuning_config"),
-        "the version's own default, and the version is in the key",
+        ("set_preview_feature", "get_preview_feature"),
+        "8.6 is told to share profiles, as all newer versions do; the version is in the key",
     ),
+    "remote_auto_tuning_config": "the version's own default, and the version is in the key",
     **dict.fromkeys(
         ("set_device_type", "get_device_type", "is_device_type_set", "reset_device_type"),
         "no layer is placed by hand: dla_core places all",

@@ -65,6 +65,12 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU.")
     ] = True,
+    allow_host_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-host-code", help="Let version-compatible engines bring their runtime."
+        ),
+    ] = False,
     min_speedup: Annotated[
         float | None,
         typer.Option(
@@ -112,6 +118,7 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
         wish=Wish(data=data, batch=batch, shapes=dict(map(_shape, shape or ()))),
         contexts=contexts,
         cuda_graphs=cuda_graphs,
+        allow_host_code=allow_host_code,
         price_per_hour=price_per_hour,
         min_speedup=min_speedup,
     )

@@ -42,14 +42,16 @@ _KNOWN_AFTER = 16
 class BenchRequest(Value, frozen=True, kw_only=True):
     """What to measure, on which inputs, at which price per hour; ``min_speedup`` is a gate.
 
-    The gate is on every engine against the first. ``contexts`` and ``cuda_graphs`` are how
-    engines for GPUs are opened (:class:`trtbuild.backends.session.SessionOptions`).
+    The gate is on every engine against the first. ``contexts``, ``cuda_graphs`` and
+    ``allow_host_code`` are how engines for GPUs are opened
+    (:class:`trtbuild.backends.session.SessionOptions`).
     """
 
     plan: ContestPlan
     wish: Wish
     contexts: int = 0
     cuda_graphs: bool = True
+    allow_host_code: bool = False
     price_per_hour: float | None = None
     min_speedup: float | None = None
 
@@ -116,6 +118,8 @@ def _manifests(
         )
     if not request.cuda_graphs and not any(map(_on_gpu, found.values())):
         raise UsageError("--no-cuda-graphs is for engines on a GPU, none is named: leave it")
+    if request.allow_host_code and not any(map(_on_gpu, found.values())):
+        raise UsageError("--allow-host-code is for engines on a GPU, none is named: leave it")
     return found
 
 
@@ -157,7 +161,11 @@ def _on_gpu(manifest: Manifest) -> bool:
 
 def _options(manifest: Manifest, request: BenchRequest) -> SessionOptions:
     if _on_gpu(manifest):
-        return SessionOptions(contexts=request.contexts, cuda_graphs=request.cuda_graphs)
+        return SessionOptions(
+            contexts=request.contexts,
+            cuda_graphs=request.cuda_graphs,
+            allow_host_code=request.allow_host_code,
+        )
     return SessionOptions(contexts=request.contexts)
 
 
@@ -169,6 +177,7 @@ def _contestant(
         fed=_given(fed),
         batch_size=batch_size(fed.arrays),
         worker=partial(session.run, fed.arrays),
+        graphs=partial(session.stats.value, "graph_launches"),
         lanes=lanes,
     )
 
@@ -182,12 +191,21 @@ def _lanes(
         return {HOST: lane}
     from trtbuild.backends import cuda_lanes  # noqa: PLC0415  its imports need a driver
 
-    device = gpu.archs().index(target.arch)
+    device = gpu.index_for(target)
     found = stack.enter_context(cuda_lanes.open_lanes(session, fed.arrays, device))
-    lanes: dict[Way, Lane] = {Way(cuda_graph=_replays(session, lane)): lane}
-    for copies, events in found.items():
+    lanes: dict[Way, Lane] = {
+        Way(cuda_graph=_replays(session, lane)): lane,
+        Way(transfers=False, cuda_graph=_replays(session, found.host)): found.host,
+    }
+    for copies, events in found.events.items():
         graph = _replays(session, events)
-        lanes[Way(clock="cuda events", transfers=copies, cuda_graph=graph)] = events
+        way = Way(
+            clock="cuda events",
+            transfers=copies,
+            cuda_graph=graph,
+            host_bound=events.host_bound,
+        )
+        lanes[way] = events
     return lanes
 
 
@@ -248,7 +266,7 @@ def _gates(outcome: Outcome, first: str, min_speedup: float | None) -> tuple[Gat
     rivals = [
         each
         for each in outcome.comparisons
-        if each.way.clock == "host" and each.baseline == first
+        if each.way.by == HOST.by and each.baseline == first
     ]
     return tuple(
         speed_gate(min_speedup, each.speedup, each.engine, invalid=invalid) for each in rivals

@@ -186,6 +186,8 @@ def _latency(report: BenchReport) -> Section:
 
 
 def _doubts(label: str, timed: Timed) -> Iterable[str]:
+    if timed.way.host_bound:
+        yield f"{label}: the GPU cannot be kept waiting: this may be the time of the host"
     if not timed.warm_up.settled:
         yield (
             f"{label}: times were still changing after {timed.warm_up.seconds:.1f} s of "
@@ -230,6 +232,11 @@ def _throughput(report: BenchReport) -> Section:
     for engine in report.engines:
         for each in engine.throughput:
             rate, energy, speed = each.rate, each.rate.energy, each.rate.inferences_per_s
+            if 0 < rate.graph_share < 1:
+                notes[
+                    f"{engine.name}, {_threads(rate.threads)}: {100 * rate.graph_share:.0f} % "
+                    "of the calls were CUDA graphs"
+                ] = None
             if energy is None:
                 notes[f"no energy: {rate.no_energy}"] = None
             if speed.high - speed.low > speed.value:
@@ -243,8 +250,8 @@ def _throughput(report: BenchReport) -> Section:
                     engine.name,
                     str(rate.threads),
                     _interval(speed.value, speed.low, speed.high),
-                    _rounded(rate.p50_ms, 4),
-                    _rounded(rate.p99_ms, 4),
+                    _percentile(rate, "p50", rate.p50_ms),
+                    _percentile(rate, "p99", rate.p99_ms),
                     _rounded(energy.mj_per_inference.value, 3) if energy else _NOTHING,
                     _NOTHING if share is None else f"{100 * share:.0f} %",
                     _NOTHING
@@ -272,6 +279,11 @@ def _throughput(report: BenchReport) -> Section:
         rows=tuple(tuple(row[i] for i in kept) for row in rows),
         notes=tuple(notes),
     )
+
+
+def _percentile(rate: Rate, name: str, value: float) -> str:
+    found = rate.intervals.get(name)
+    return _interval(value, *found) if found else _rounded(value, 4)
 
 
 def _threads(count: int) -> str:

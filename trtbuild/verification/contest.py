@@ -18,7 +18,7 @@ from trtbuild.engine import Value
 from trtbuild.verification.conditions import ATTEMPTS, Conditions, calm
 from trtbuild.verification.intervals import ratio
 from trtbuild.verification.latency import measure_lanes
-from trtbuild.verification.rates import Rate, RatePlan, Worker, rates
+from trtbuild.verification.rates import Rate, RatePlan, Worker, no_graphs, rates
 from trtbuild.verification.results import Latency, Speedup
 from trtbuild.verification.turns import LatencyPlan
 
@@ -34,25 +34,30 @@ _ERROR = 0.05
 class Way(Value, frozen=True, kw_only=True):
     """How a call was timed: by which clock, with or without copies, as a CUDA graph or not.
 
-    ``transfers`` are the copies between host and device, which the ``host`` clock always has
-    (on a processor there is nothing to copy).
+    ``transfers`` are the copies between host and device (on a processor there is nothing to
+    copy). ``host_bound``: the GPU could not be kept waiting until a call was enqueued, so that
+    a time between CUDA events may be the host's.
     """
 
     clock: Literal["host", "cuda events"] = "host"
     transfers: bool = True
     cuda_graph: bool = False
+    host_bound: bool = False
 
     @property
-    def by(self) -> tuple[str, bool]:
+    def by(self) -> tuple[str, bool, bool]:
         """What must be the same of two times for one to be faster than the other."""
-        return self.clock, self.transfers
+        return self.clock, self.transfers, self.host_bound
 
     def __str__(self) -> str:
         """Return what a table calls it, ``CUDA events, no copies, graph``."""
         words = ["host clock"] if self.clock == "host" else ["CUDA events"]
-        if self.clock == "cuda events":
-            words.append("with copies" if self.transfers else "no copies")
-        return ", ".join(words + (["graph"] if self.cuda_graph else []))
+        if not self.transfers:
+            words.append("no copies")
+        elif self.clock == "cuda events":
+            words.append("with copies")
+        marks = {"graph": self.cuda_graph, "host-bound": self.host_bound}
+        return ", ".join(words + [word for word, is_so in marks.items() if is_so])
 
 
 HOST = Way()
@@ -71,12 +76,14 @@ class Contestant:
     """One engine, the ways to time it, and what threads call.
 
     ``fed`` says what it is given, so that only engines which do the same work are compared.
+    ``graphs`` tells how many calls so far were CUDA graphs.
     """
 
     name: str
     fed: str
     batch_size: int
     worker: Callable[[], object]
+    graphs: Callable[[], float] = no_graphs
     lanes: Mapping[Way, Lane] = field(default_factory=dict)
 
 
@@ -152,7 +159,8 @@ def _run(
     )
     say(f"throughput: {' '.join(map(str, plan.rate.threads))} threads")
     workers = {
-        each.name: Worker(call=each.worker, batch_size=each.batch_size) for each in contestants
+        each.name: Worker(call=each.worker, batch_size=each.batch_size, graphs=each.graphs)
+        for each in contestants
     }
     speeds = rates(workers, plan.rate, meter)
     return {key: found[index] for index, key in keys.items()}, speeds

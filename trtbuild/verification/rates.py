@@ -60,8 +60,9 @@ class Energy(Value, frozen=True, kw_only=True):
 class Rate(Value, frozen=True, kw_only=True):
     """The throughput of one engine, called by ``threads`` that each wait for their result.
 
-    ``p50_ms`` and ``p99_ms`` are of a call under this load. ``energy`` is ``None`` for the
-    reason ``no_energy``.
+    ``p50_ms`` and ``p99_ms`` are of a call under this load, ``intervals`` has the 95 % interval
+    of each (``p50``, ``p99``). ``graph_share`` is the share of calls that were CUDA graphs.
+    ``energy`` is ``None`` for the reason ``no_energy``.
     """
 
     threads: int
@@ -71,6 +72,8 @@ class Rate(Value, frozen=True, kw_only=True):
     calls: int
     energy: Energy | None
     no_energy: str
+    intervals: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
+    graph_share: float = 0.0
 
     def cost_per_million(self, price_per_hour: float) -> float:
         """Return what a million inferences cost on a machine of this price per hour."""
@@ -78,12 +81,21 @@ class Rate(Value, frozen=True, kw_only=True):
         return price_per_hour * hours
 
 
+def no_graphs() -> float:
+    """Return how many calls were CUDA graphs on a device that has none."""
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Something that many threads may call at once, and how many inferences a call is."""
+    """Something that many threads may call at once, and how many inferences a call is.
+
+    ``graphs`` tells how many calls so far were CUDA graphs.
+    """
 
     call: Callable[[], object]
     batch_size: int
+    graphs: Callable[[], float] = no_graphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +104,7 @@ class _Window:
     times_ms: list[float]
     seconds: float
     energy_mj: int | None
+    graphs: float
 
 
 def rates(
@@ -109,7 +122,7 @@ def rates(
         for _ in range(plan.windows):
             for index in order.permutation(len(cells)):
                 name, threads = cells[index]
-                found = _window(workers[name].call, threads, seconds, meter)
+                found = _window(workers[name], threads, seconds, meter)
                 windows[name, threads].append(found)
     absent = meter.absent.get("energy_mj", "")
     return {
@@ -133,13 +146,14 @@ def _idle_watts(meter: Meter) -> float | None:
     return (after - before) / 1000 / (time.perf_counter() - start)
 
 
-def _window(call: Callable[[], object], threads: int, seconds: float, meter: Meter) -> _Window:
+def _window(worker: Worker, threads: int, seconds: float, meter: Meter) -> _Window:
     """Call from ``threads`` for ``seconds``; each thread's first call is not counted.
 
     A thread's rate is over the time to the end of its own last call, so that a call which
     outlasts the window counts in full on both sides.
     """
     barrier = threading.Barrier(threads + 1)
+    call = worker.call
 
     def work() -> tuple[list[float], float]:
         try:
@@ -169,6 +183,7 @@ def _window(call: Callable[[], object], threads: int, seconds: float, meter: Met
                     raise error from None
             raise
         energy, start = meter.energy_mj(), time.perf_counter()
+        graphs = worker.graphs()
         results = [future.result() for future in futures]
         elapsed, after = time.perf_counter() - start, meter.energy_mj()
     return _Window(
@@ -176,6 +191,7 @@ def _window(call: Callable[[], object], threads: int, seconds: float, meter: Met
         times_ms=[each for times, _ in results for each in times],
         seconds=elapsed,
         energy_mj=None if energy is None or after is None else after - energy,
+        graphs=worker.graphs() - graphs,
     )
 
 
@@ -196,7 +212,19 @@ def _rate(
         calls=len(times),
         energy=energy,
         no_energy=no_energy,
+        intervals={"p50": _around(p50, windows, 50), "p99": _around(p99, windows, 99)},
+        graph_share=min(1.0, sum(window.graphs for window in windows) / len(times)),
     )
+
+
+def _around(value: float, windows: Sequence[_Window], quantile: int) -> tuple[float, float]:
+    """Return the interval of a percentile, by how much those of the windows differ.
+
+    Calls of one window share what disturbs it, and so do threads: windows are what is
+    independent. The percentile of all calls is never outside.
+    """
+    found = _mean([float(np.percentile(each.times_ms, quantile)) for each in windows])
+    return min(found.low, float(value)), max(found.high, float(value))
 
 
 def _mean(values: Sequence[float]) -> Interval:
