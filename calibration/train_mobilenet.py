@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from calibration import mobilenet
+from calibration.train_digits import PAIRS
 
 EPOCHS = 10
 ROUNDS = 512
@@ -30,7 +31,9 @@ def main() -> None:
     network = mobilenet.MobileNet()
     train(network)
     weights = {name: _stored(value) for name, value in network.state_dict().items()}
-    mobilenet.WEIGHTS.write_bytes(lzma.compress(safetensors.torch.save(weights)))
+    mobilenet.WEIGHTS.write_bytes(
+        lzma.compress(safetensors.torch.save(weights), filters=[PAIRS])
+    )
     sys.stdout.write(f"top-1 on the evaluation part: {evaluate(mobilenet.model()):.4f}\n")
 
 

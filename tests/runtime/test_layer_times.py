@@ -12,7 +12,7 @@ import pytest
 
 from tests.runtime import simulated
 from tests.store.engines import engine_key, put_engine
-from trtbuild.backends import trt_refit, trt_session
+from trtbuild.backends import gpu, trt_refit, trt_session
 from trtbuild.backends.session import Attached, Plan, SessionOptions
 from trtbuild.engine import Manifest, Target, TensorSpec
 from trtbuild.errors import MissingBackendError
@@ -110,6 +110,8 @@ def test_an_engine_is_opened_as_a_session_opens_it(
     monkeypatch.setattr(trt_session, "library_api", lambda *_: api)
     monkeypatch.setattr(trt_session, "lacks", lambda *_: "")
     library = SimpleNamespace(module="tensorrt")
+    found = [SimpleNamespace(arch=arch, identity=name) for arch, name in GPUS]
+    monkeypatch.setattr(gpu, "gpus", lambda: found)
     machine = SimpleNamespace(gpus=GPUS, library=library, os=TARGET.os)
     monkeypatch.setattr(trt_session, "here", lambda _: machine)
     monkeypatch.setattr(layer_times, "preflight", lambda *_: None)
@@ -120,13 +122,13 @@ def test_an_engine_is_opened_as_a_session_opens_it(
     monkeypatch.setattr(admission, "_header_problem", lambda *_: "")  # no plan, a few bytes
     store = Store.open(str(tmp_path / "store"))
     manifest = _manifest(store)
-    found = layer_times.timed_layers(store, manifest, pytest.fail)
+    timed = layer_times.timed_layers(store, manifest, pytest.fail)
     assert indices == [1]
     assert api.codes == [True]
     plugin = dict(manifest.preimage.settings)["plugins"]
     needs = Attached(plugins=(b"library",), plugin_digests=str(plugin), weights=b"network")
     assert given == [needs, b"network"]
-    assert [layer.milliseconds for layer in found.layers] == [2.0]
+    assert [layer.milliseconds for layer in timed.layers] == [2.0]
 
 
 def _manifest(store: Store) -> Manifest:
