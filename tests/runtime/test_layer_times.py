@@ -112,6 +112,7 @@ def test_an_engine_is_opened_as_a_session_opens_it(
     library = SimpleNamespace(module="tensorrt")
     found = [SimpleNamespace(arch=arch, identity=name) for arch, name in GPUS]
     monkeypatch.setattr(gpu, "gpus", lambda: found)
+    monkeypatch.setattr(gpu, "pci_bus_ids", lambda: ("0000:01:00.0", "0000:02:00.0"))
     machine = SimpleNamespace(gpus=GPUS, library=library, os=TARGET.os)
     monkeypatch.setattr(trt_session, "here", lambda _: machine)
     monkeypatch.setattr(layer_times, "preflight", lambda *_: None)
