@@ -780,6 +780,13 @@ def outputs_that_the_manifest_does_not_have(f: Forge) -> Attempt:
     return f.attempt()
 
 
+@case("T15")
+def outputs_that_the_manifest_does_not_have_without_a_first_load(f: Forge) -> Attempt:
+    outputs = tuple(msgspec.structs.replace(each, name="z") for each in f.manifest.outputs)
+    f.put(msgspec.structs.replace(f.manifest, preimage=rekeyed(f), outputs=outputs))
+    return replace(f.attempt(), policy="canary = false\n" + POLICY)
+
+
 # T16, revoked
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trtbuild.backends.trt_api import Api
     from trtbuild.backends.trt_context import Signature
     from trtbuild.engine import TensorSpec
+    from trtbuild.trust.candidate import Admission
 
 _CONTEXTS = 2
 """Two by default: the copies of one call go on while another computes."""
@@ -57,6 +58,8 @@ def open_engine(
 
 class TrtSession:
     """One engine; at most ``contexts`` calls run at once, others wait in order."""
+
+    admission: Admission | None = None
 
     def __init__(
         self,
