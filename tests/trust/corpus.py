@@ -733,6 +733,13 @@ add(
         'backends = {onnxruntime = ">=1"}', another("fingerprint", version="9.0rc1")
     ),
 )
+add(
+    "T12",
+    "version_of_five_thousand_digits",
+    with_gate_policy(
+        'backends = {onnxruntime = ">=1"}', another("fingerprint", version="9" * 5000)
+    ),
+)
 add("T12", "old_tensorrt", another("fingerprint", backend="tensorrt", version="10.13.0.35"))
 add("T12", "another_processor", another("target", arch="x86_64-other"))
 add("T12", "another_version_of_the_library", another("fingerprint", version="1.0.0"))
