@@ -1,6 +1,7 @@
 # Builds and verifies engines on a machine with an NVIDIA GPU:
 #   docker build -f docker/build.Dockerfile -t trtbuild-build .
-#   docker run --rm --gpus all -v trtbuild-store:/store trtbuild-build engine engines/digits-int8.toml
+#   docker run --rm --gpus all -v trtbuild-store:/store -v trtbuild-state:/state \
+#     trtbuild-build engine engines/digits-int8.toml
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
 
 ARG TORCH=2.13.0
@@ -14,7 +15,7 @@ RUN apt-get update \
     && apt-get install --no-install-recommends -y g++ python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 trtbuild \
-    && install --directory --owner trtbuild /opt/trtbuild /store
+    && install --directory --owner trtbuild /opt/trtbuild /store /state
 
 USER 10001
 WORKDIR /opt/trtbuild
@@ -22,6 +23,7 @@ WORKDIR /opt/trtbuild
 ENV PATH=/opt/trtbuild/.venv/bin:/usr/local/cuda/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    TRTBUILD_STATE=/state \
     TRTBUILD_STORE=/store
 
 # The locks alone first: a change of the code does not install everything again.

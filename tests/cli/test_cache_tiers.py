@@ -45,10 +45,12 @@ def test_push_and_pull_move_an_engine_and_skip_what_is_there(
     share = tmp_path / "share"
     share.mkdir()
     sha256 = store.keys("plan", "")[0]
-    first = run("push", sha256[:12], "--to", share, "--store", store.root)
+    first = run("push", sha256[:12], "--unsigned", "--to", share, "--store", store.root)
     assert first.returncode == 0, first.stderr
     assert "3 objects" in first.stdout
-    again = run("push", "--all", "--to", share, "--store", store.root, "--json", "--quiet")
+    again = run(
+        "push", "--all", "--unsigned", "--to", share, "--store", store.root, "--json", "--quiet"
+    )
     document = json.loads(again.stdout)
     assert (document["objects_sent"], document["objects_present"]) == (0, 3)
     listed = run("ls", "--from", share, "--store", store.root, "--json")
@@ -65,7 +67,11 @@ def test_a_tier_that_names_another_engine_for_a_digest_gives_none(
     asked, engine = "a" * 64, store.keys("engine", "")[0]
     store.put(make_record("plan", asked, {}, Plan(engine_key=engine)))
     assert (
-        run("push", "--all", "--to", tmp_path / "share", "--store", store.root).returncode == 0
+        run(
+            *("push", "--all", "--unsigned"),
+            *("--to", tmp_path / "share", "--store", store.root),
+        ).returncode
+        == 0
     )
     pulled = run("pull", asked, "--from", tmp_path / "share", "--store", tmp_path / "b")
     assert pulled.returncode == 6
@@ -88,7 +94,8 @@ def test_export_and_import_move_an_engine_in_one_file(store: Store, tmp_path: Pa
     ("arguments", "code", "said"),
     [
         (["push", "--to", "/nowhere/share"], 2, "name engines"),
-        (["push", "--all", "--to", "/nowhere/share"], 6, "no such folder"),
+        (["push", "--all", "--unsigned", "--to", "/nowhere/share"], 6, "no such folder"),
+        (["push", "--all", "--to", "file:///"], 2, "push them with --unsigned"),
         (["push", "--all", "--to", "ftp://host/x"], 2, "no tier is called"),
         (["push", "--all", "--to", "s3://b/x", "--offline"], 2, "needs the network"),
         (["pull", "abc", "--from", "/nowhere"], 2, "6 or more digits"),

@@ -1,7 +1,8 @@
 """Attacks on the load of an engine, each with the code that must refuse it.
 
-Run as a program it tries all of them with ``trtbuild.load`` and prints what happened, with what
-the process imported and started meanwhile: ``python -m tests.trust.corpus STORE FOLDER``.
+Run as a program it tries all of them with ``trtbuild.load`` and prints what happened, with the
+sessions that the process opened and the children that it started meanwhile:
+``python -m tests.trust.corpus STORE FOLDER``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
+import onnxruntime as ort
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -43,6 +45,7 @@ from trtbuild.canonical import encode
 from trtbuild.errors import TrtbuildError
 from trtbuild.runtime.made_here import mark_made
 from trtbuild.store import make_record
+from trtbuild.store.resolve import Plan
 from trtbuild.store.statements import put_statement
 from trtbuild.trust import dsse
 from trtbuild.trust.statements import second
@@ -55,8 +58,11 @@ if TYPE_CHECKING:
         Doc,
         Forge,
     )
+    from trtbuild.engine import Manifest
+    from trtbuild.store import Blob
     from trtbuild.trust.keys import PrivateKey
 
+LOCAL = 'unsigned = "local"\n' + HEAD + KEYS
 Make: TypeAlias = "Callable[[Forge], Attempt]"
 CASES: dict[str, tuple[str, Make]] = {}
 
@@ -143,6 +149,34 @@ def engine_that_the_lock_does_not_pin(f: Forge) -> Attempt:
     return replace(f.attempt(), lock=locked(f, engine="d" * 64))
 
 
+@case("T02")
+def pinned_digest_under_which_another_engine_stands(f: Forge) -> Attempt:
+    pin = f.manifest.sha256
+    data = f.store.read(pin) + b"\xa2\x06\x01x"  # a field that readers skip
+    lock = locked(f)
+    next((f.store.top / "ac" / "plan").rglob(pin)).unlink()
+    f.use(f.record_of(f.manifest, pin, data))
+    return replace(f.attempt(), engine=MODEL, lock=lock)
+
+
+@case("T08")
+def pinned_digest_whose_plan_names_another_engine(f: Forge) -> Attempt:
+    pin = f.manifest.sha256
+    lock = locked(f)
+    data = f.store.read(pin) + b"\xa2\x06\x01x"
+    f.put(msgspec.structs.replace(f.manifest, preimage=rekeyed(f)), data)
+    next((f.store.top / "ac" / "plan").rglob(pin)).unlink()
+    f.store.put(make_record("plan", pin, {}, Plan(engine_key=f.record.key)))
+    return replace(f.attempt(), engine=MODEL, lock=lock)
+
+
+@case("T02")
+def lock_for_another_target(f: Forge) -> Attempt:
+    target = str(f.candidate.preimage.target)
+    lock = locked(f).replace(target, "onnxruntime:other")
+    return replace(f.attempt(), engine=MODEL, lock=lock)
+
+
 def with_lock(text: Callable[[Forge], str]) -> Make:
     return lambda f: replace(f.attempt(), lock=text(f))
 
@@ -191,6 +225,16 @@ def many(count: int) -> list[Doc]:
     ]
 
 
+def spare_bits(text: str) -> str:
+    """Return base64 of the same bytes whose last character says more than a byte needs."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    end = text.rstrip("=")
+    other = end[:-1] + letters[letters.index(end[-1]) + 1] + text[len(end) :]
+    assert text.endswith("=")
+    assert base64.b64decode(other) == base64.b64decode(text)
+    return other
+
+
 SHAPES: dict[str, Callable[[Doc], object]] = {
     "four_thousand_signatures": lambda e: e["signatures"].extend(many(4_000)),
     "seventeen_signatures": lambda e: e["signatures"].extend(many(16)),
@@ -211,6 +255,9 @@ SHAPES: dict[str, Callable[[Doc], object]] = {
     ),
     "payload_with_a_line_break": lambda e: e.update(
         payload=e["payload"][:8] + "\n" + e["payload"][8:]
+    ),
+    "signature_with_spare_bits": lambda e: e["signatures"][0].update(
+        sig=spare_bits(e["signatures"][0]["sig"])
     ),
     "payload_without_padding": lambda e: e.update(payload=e["payload"].rstrip("=") + "A"),
     "payload_that_is_a_list": lambda e: e.update(payload=[e["payload"]]),
@@ -321,6 +368,11 @@ for _name, _sign in SIGNATURES.items():
     add("T04", _name, with_signature(_sign))
 
 
+def malformed(f: Forge, who: PrivateKey) -> Attempt:
+    """Return a try whose one statement is no statement."""
+    return replace(f.attempt(), envelopes=[dsse.seal(b"{", (who,))])
+
+
 def signed_by(**signers: tuple[PrivateKey, ...]) -> Make:
     return lambda f: f.attempt(None, **signers)
 
@@ -334,6 +386,15 @@ add(
 add("T04", "builder_promotes_itself", signed_by(release=(BUILDER,)))
 add("T04", "key_of_another_namespace", signed_by(provenance=(NARROW,)))
 add("T04", "gates_of_another_namespace", signed_by(gates=(NARROW,)))
+add("T04", "malformed_statement_of_a_stranger", lambda f: malformed(f, STRANGER))
+add(
+    "T04",
+    "key_of_another_namespace_releases_where_no_promoter_is_needed",
+    lambda f: replace(
+        f.attempt(None, release=(NARROW,)),
+        policy=POLICY.replace("promoters = 1", "promoters = 0"),
+    ),
+)
 add("T04", "promoter_builds", signed_by(provenance=(PROMOTER,)))
 add("T04", "promoter_judges", signed_by(gates=(PROMOTER,)))
 
@@ -449,6 +510,9 @@ for _name, _make in {
     "payload_that_is_null": respelled(lambda _: b"null"),
 }.items():
     add("T05", _name, _make)
+
+
+add("T05", "malformed_statement_of_a_trusted_key", lambda f: malformed(f, PROMOTER))
 
 
 # T06 and T07, replay
@@ -578,6 +642,47 @@ def record_whose_manifest_lies_about_its_key(f: Forge) -> Attempt:
     manifest = msgspec.structs.replace(f.manifest, key=name)
     f.store.put(make_record("engine", name, manifest.preimage, manifest, f.record.blobs))
     return replace(good, engine=name)
+
+
+@case("T08")
+def signed_record_whose_manifest_has_another_key(f: Forge) -> Attempt:
+    name = rekeyed(f).digest
+    manifest = msgspec.structs.replace(f.manifest, key="f" * 64, preimage=rekeyed(f))
+    return replace(signed_record(f, manifest, name), engine=name)
+
+
+@case("T08")
+def signed_record_with_other_bytes_of_one_size(f: Forge) -> Attempt:
+    name = rekeyed(f).digest
+    manifest = msgspec.structs.replace(f.manifest, key=name, preimage=rekeyed(f))
+    data = f.store.read(f.manifest.sha256)
+    other = f.store.put_bytes("engine", data[:-1] + bytes([data[-1] ^ 1]))
+    return replace(signed_record(f, manifest, name, other), engine=name)
+
+
+def signed_record(f: Forge, manifest: Manifest, name: str, *blobs: Blob) -> Attempt:
+    """Return a try with a record that nobody would write, and with all signatures of it."""
+    stored = make_record("engine", name, manifest.preimage, manifest, blobs or f.record.blobs)
+    f.record, f.manifest = f.store.put(stored), manifest
+    f.candidate = msgspec.structs.replace(
+        f.candidate,
+        key=name,
+        preimage=manifest.preimage,
+        manifest_sha256=hashlib.sha256(f.record.value).hexdigest(),
+    )
+    return f.attempt()
+
+
+@case("T08")
+def record_and_manifest_under_a_key_that_is_not_their_preimages(f: Forge) -> Attempt:
+    f.use(f.record_of(f.manifest, "f" * 64))
+    return f.attempt()
+
+
+@case("T08")
+def unsigned_record_under_a_key_that_is_not_its_preimages(f: Forge) -> Attempt:
+    f.use(f.record_of(f.manifest, "f" * 64))
+    return replace(f.attempt(), envelopes=[], policy=LOCAL, made=[f.record])
 
 
 @case("T08")
@@ -733,6 +838,13 @@ add(
         'backends = {onnxruntime = ">=1"}', another("fingerprint", version="9.0rc1")
     ),
 )
+add(
+    "T12",
+    "version_of_five_thousand_digits",
+    with_gate_policy(
+        'backends = {onnxruntime = ">=1"}', another("fingerprint", version="9" * 5000)
+    ),
+)
 add("T12", "old_tensorrt", another("fingerprint", backend="tensorrt", version="10.13.0.35"))
 add("T12", "another_processor", another("target", arch="x86_64-other"))
 add("T12", "another_version_of_the_library", another("fingerprint", version="1.0.0"))
@@ -780,6 +892,13 @@ def outputs_that_the_manifest_does_not_have(f: Forge) -> Attempt:
     return f.attempt()
 
 
+@case("T15")
+def outputs_that_the_manifest_does_not_have_without_a_first_load(f: Forge) -> Attempt:
+    outputs = tuple(msgspec.structs.replace(each, name="z") for each in f.manifest.outputs)
+    f.put(msgspec.structs.replace(f.manifest, preimage=rekeyed(f), outputs=outputs))
+    return replace(f.attempt(), policy="canary = false\n" + POLICY)
+
+
 # T16, revoked
 
 
@@ -807,9 +926,6 @@ add("T16", "revoked_engine", revoked("engine", lambda f: f.candidate.sha256))
 @case("T17")
 def no_statement_at_all(f: Forge) -> Attempt:
     return replace(f.attempt(), envelopes=[])
-
-
-LOCAL = 'unsigned = "local"\n' + HEAD + KEYS
 
 
 @case("T17")
@@ -952,14 +1068,19 @@ def attempt(name: str, store: Path, own: Path) -> Outcome:
 def main(store: str, folder: str) -> None:
     """Try all cases, the good one last, and print what each did."""
     events: list[str] = []
-    watched = {"onnxruntime", "onnxruntime.capi", "tensorrt", "tensorrt_rtx"}
+    really = ort.InferenceSession.__init__
+
+    def opened(session: ort.InferenceSession, *given: object, **named: object) -> None:
+        events.append("session")
+        really(session, *given, **named)
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "import" and arguments[0] in watched:
-            events.append("runtime")
-        elif event == "subprocess.Popen":
+        if event == "subprocess.Popen":
             events.append("child")
+        elif event == "import" and arguments[0] in ("tensorrt", "tensorrt_rtx"):
+            events.append("session")
 
+    ort.InferenceSession.__init__ = opened
     sys.addaudithook(watch)
     found: dict[str, object] = {}
     for name in [*ordered(), "good"]:
@@ -967,7 +1088,7 @@ def main(store: str, folder: str) -> None:
         outcome = attempt(name, Path(store), Path(folder) / name)
         found[name] = {
             "code": outcome.code,
-            "events": list(events),
+            "events": list(dict.fromkeys(events)),
             "memory_changed": outcome.memory_changed,
         }
     sys.stdout.write(json.dumps(found))

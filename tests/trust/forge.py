@@ -109,6 +109,17 @@ class Forge:
         )
         return name
 
+    def record_of(self, manifest: Manifest, name: str, data: bytes | None = None) -> Record:
+        """Store a record of ``manifest`` under any key, which the manifest has too."""
+        blobs = self.record.blobs
+        if data is not None:
+            blobs = (self.store.put_bytes("engine", data),)
+        blob = blobs[0]
+        manifest = msgspec.structs.replace(
+            manifest, key=name, sha256=blob.sha256, bytes=blob.bytes
+        )
+        return self.store.put(make_record("engine", name, manifest.preimage, manifest, blobs))
+
     def with_settings(self, *settings: tuple[str, int | bool | str]) -> str:
         preimage = msgspec.structs.replace(self.manifest.preimage, settings=settings)
         return self.put(msgspec.structs.replace(self.manifest, preimage=preimage))

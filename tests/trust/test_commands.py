@@ -70,7 +70,14 @@ def test_sign_promote_lock_and_load(place: Path) -> None:
     assert "classifier" in promoted
     assert "nightly, release" in run("lock")
     run("lock", "--check")
-    assert works(trtbuild.load("classifier", lock="engines.lock"))
+    session = trtbuild.load("classifier", lock="engines.lock")
+    assert works(session)
+    assert session.admission is not None
+    assert (session.admission.model, session.admission.promoters) == (
+        "classifier",
+        ("release",),
+    )
+    assert 'signed="yes"' in session.metrics()
     shown = run("cache", "show", engine)
     assert "signed by nightly (builder" in shown
     assert "release (promoter" in shown
@@ -157,17 +164,25 @@ def test_a_key_that_is_trusted_already_is_not_added_again(place: Path) -> None:
     assert text.startswith("# Which engines")
 
 
-def test_unsigned_engines_are_loaded_where_they_were_built_with_one_warning(
-    place: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("text", ["", 'schema = 1\nunsigned = "local"\n'])
+def test_unsigned_engines_are_loaded_visibly_and_where_they_were_built_alone(
+    place: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     engine = manifest_of(place / "store").sha256
-    admission._warn_once.cache_clear()  # noqa: SLF001  another test of this process warned
+    if text:
+        (place / "config" / "trtbuild").mkdir(parents=True)
+        (place / "config" / "trtbuild" / "policy.toml").write_text(text)
     with caplog.at_level(logging.WARNING, "trtbuild.trust"):
-        assert works(trtbuild.load(engine))
+        session = trtbuild.load(engine)
+        assert works(session)
         trtbuild.load(engine)
-    assert [record.name for record in caplog.records] == ["trtbuild.trust"]
+    assert [record.name for record in caplog.records] == ["trtbuild.trust"] * 2
+    assert engine[:12] in caplog.text
+    assert session.admission is not None
+    assert not session.admission.signed
+    assert 'signed="no"' in session.metrics()
     assert "unsigned" in run("cache", "show", engine)
-    assert "developer" in run("doctor")
+    assert ("policy.toml" if text else "developer") in run("doctor")
     shutil.rmtree(place / "state" / "made")  # as on another machine
     with pytest.raises(TrustError) as caught:
         trtbuild.load(engine)

@@ -19,6 +19,7 @@ from tests.trust.forge import (
     POLICY,
     PROMOTER,
     SECOND_PROMOTER,
+    SEQ,
     STRANGER,
     forge,
 )
@@ -95,13 +96,13 @@ def test_the_newest_release_that_is_good_counts(subject: Forge) -> None:
         )
         return subject.attempt(payloads).envelopes
 
-    expired = numbered(9, expires="2020-01-01T00:00:00Z")
-    envelopes = [*numbered(5), *numbered(7), *expired]
-    assert decide(subject.candidate, envelopes, situation()).seq == 7
-    place = f"classifier/{subject.candidate.preimage.target}"
-    assert decide(subject.candidate, envelopes, situation(seen={place: 7})).seq == 7
+    expired = numbered(SEQ + 9, expires="2020-01-01T00:00:00Z")
+    envelopes = [*numbered(SEQ + 5), *numbered(SEQ + 7), *expired]
+    assert decide(subject.candidate, envelopes, situation()).seq == SEQ + 7
+    place = f"classifier/{subject.candidate.preimage.target}/fp32"
+    assert decide(subject.candidate, envelopes, situation(seen={place: SEQ + 7})).seq == SEQ + 7
     with pytest.raises(TrustError, match="T07"):
-        decide(subject.candidate, envelopes, situation(seen={place: 8}))
+        decide(subject.candidate, envelopes, situation(seen={place: SEQ + 8}))
 
 
 def test_a_key_is_rotated_by_trusting_both_and_then_one(subject: Forge) -> None:

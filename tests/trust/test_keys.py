@@ -11,9 +11,11 @@ import pytest
 
 import trtbuild
 from tests.trust.commands import manifest_of, run, signed
+from tests.trust.forge import STRANGER
 from trtbuild.cli import policy_file
-from trtbuild.errors import TrustError
-from trtbuild.pipeline.key_files import own_keys
+from trtbuild.errors import TrustError, UsageError
+from trtbuild.pipeline.key_files import load_key, own_keys
+from trtbuild.runtime.trust_files import load_policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +50,40 @@ def test_what_is_printed_short_can_be_revoked_short(place: Path) -> None:
     assert f"engine {engine} is revoked" in run("keys", "revoke", engine[:12])
     with pytest.raises(TrustError, match=r"engine .* was revoked"):
         trtbuild.load(manifest_of(place / "store").key)
+
+
+def test_what_is_not_known_here_is_revoked_as_a_key_and_as_an_engine(place: Path) -> None:
+    keyid = STRANGER.public.keyid
+    assert f"key or engine {keyid} is revoked" in run("keys", "revoke", keyid)
+    run("keys", "trust", STRANGER.public.text, "--name", "late")
+    assert f"late  {keyid}  REVOKED" in run("keys", "list")
+    policy = load_policy(str(place / "config" / "trtbuild" / "policy.toml"))
+    assert keyid in policy.revoked_engines()
+
+
+def test_a_file_called_like_a_key_is_not_that_key(place: Path) -> None:
+    run("keys", "generate", "nightly")
+    key = load_key("nightly").public
+    (place / "nightly").write_bytes(STRANGER.pem(b""))
+    (place / "nightly").chmod(0o600)
+    assert load_key("nightly").public == key
+    assert load_key("./nightly").public == STRANGER.public
+    (place / "other").write_bytes(STRANGER.pem(b""))
+    (place / "other").chmod(0o600)
+    assert load_key("other").public == STRANGER.public
+
+
+def test_a_key_that_belongs_to_another_user_signs_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("keys", "generate", "nightly")
+    path = place / "config" / "trtbuild" / "keys" / "nightly.key"
+    if os.geteuid():
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    else:
+        os.chown(path, 65534, 65534)
+    with pytest.raises(UsageError, match="belongs to user"):
+        load_key("nightly")
 
 
 @pytest.mark.usefixtures("place")

@@ -17,7 +17,9 @@ from tests.trust.forge import (
     STRANGER,
     forge,
 )
-from trtbuild.errors import TrustError
+from trtbuild.backends import ort_session
+from trtbuild.errors import MissingBackendError, TrustError
+from trtbuild.runtime import trust_files
 from trtbuild.trust.memory import Loaded, Memory, read_memory, write_memory
 
 if TYPE_CHECKING:
@@ -64,6 +66,39 @@ def test_the_keys_that_made_a_release_count_are_remembered(
         PROMOTER.public.keyid,
         SECOND_PROMOTER.public.keyid,
     }
+
+
+def test_what_could_not_be_opened_is_not_remembered(
+    subject: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The release before it goes on serving."""
+
+    def full(*_: object, **__: object) -> None:
+        raise MissingBackendError("there is no device memory for it")
+
+    (tmp_path / "own").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(ort_session, "open_session", full)
+        assert "no device memory" in load(subject.attempt(), subject, tmp_path / "own")
+    assert not (tmp_path / "own" / "state" / "releases.json").exists()
+
+
+def test_what_cannot_be_remembered_is_closed(
+    subject: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[object] = []
+
+    def unwritable(*_: object) -> None:
+        raise TrustError("no room", "T18")
+
+    def close(session: object) -> None:
+        closed.append(session)
+
+    monkeypatch.setattr(trust_files, "remember", unwritable)
+    monkeypatch.setattr(ort_session._ServedSession, "close", close)  # noqa: SLF001  what is closed
+    (tmp_path / "own").mkdir()
+    assert load(subject.attempt(), subject, tmp_path / "own") == "T18"
+    assert len(closed) == 1
 
 
 def test_a_number_never_goes_down_and_is_forgotten_with_all_of_its_keys() -> None:

@@ -9,10 +9,12 @@ import pytest
 
 import trtbuild
 from tests.trust.commands import demand_promoters, manifest_of, recipe, run, signed, works
-from tests.trust.forge import BUILDER, MODEL, NOW, POLICY, SEQ, forge
+from tests.trust.forge import BUILDER, MODEL, NOW, POLICY, SECOND_PROMOTER, SEQ, forge
 from trtbuild.errors import TrustError
+from trtbuild.pipeline.promotion import Promotion, promote
+from trtbuild.pipeline.signing import Signer
 from trtbuild.store import Store
-from trtbuild.store.statements import statements
+from trtbuild.store.statements import put_statement, statements
 from trtbuild.trust.candidate import Situation
 from trtbuild.trust.checks import decide
 from trtbuild.trust.policy import read_policy
@@ -96,3 +98,22 @@ def test_an_unsigned_engine_is_signed_as_the_refusal_says(place: Path) -> None:
         path.write_bytes(b"junk")
     with pytest.raises(TrustError, match="3 files of statements beside it are damaged"):
         trtbuild.load(engine)
+
+
+def test_cosigning_signs_the_release_that_was_looked_at(place: Path) -> None:
+    subject = forge(place / "store")
+
+    def worthless(docs: dict[str, dict[str, dict[str, object]]]) -> None:
+        docs["release"]["predicate"].update(seq=SEQ + 1, gates="5" * 64)
+
+    newer = subject.changed(worthless).envelopes[2]
+    for envelope in (*subject.attempt().envelopes, newer):
+        put_statement(subject.store, subject.candidate.sha256, envelope)
+    by = Signer(name="second", key=SECOND_PROMOTER)
+    policy = read_policy(POLICY.encode(), "policy")
+    promotion = Promotion(engine=subject.candidate.key, policy=policy, by=by, cosign=True)
+    assert promote(subject.store, promotion).seq == SEQ
+    late = release(subject, SEQ + 2, promoted=True, days=-1)
+    for envelope in late:
+        put_statement(subject.store, subject.candidate.sha256, envelope)
+    assert promote(subject.store, promotion).seq == SEQ, "what has expired is no use to anybody"

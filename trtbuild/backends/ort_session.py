@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trtbuild.backends import Session
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.engine import Manifest, Setting, ShapeRange
+    from trtbuild.trust.candidate import Admission
 
 _ERRORS_ONLY = 3
 _MANY = 1 << 20
@@ -107,6 +108,8 @@ class _ServedSession(_OrtSession):
 
     It takes what one of ``profiles`` holds, as an engine on a GPU does.
     """
+
+    admission: Admission | None = None
 
     def __init__(
         self,

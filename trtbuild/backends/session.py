@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtbuild.backends.metrics import Metrics
+    from trtbuild.trust.candidate import Admission
 
 
 class SessionOptions(Value, frozen=True, kw_only=True):
@@ -85,7 +86,13 @@ class Plan(Value, frozen=True, kw_only=True):
 
 
 class LoadedSession(Session, Protocol):
-    """A session of an engine that a service holds open, measures, and closes."""
+    """A session of an engine that a service holds open, measures, and closes.
+
+    ``admission`` says why :func:`trtbuild.load` let the engine in: ``signed`` or not, the
+    model, the release, whose signatures counted. None where something else opened it.
+    """
+
+    admission: Admission | None
 
     @property
     def stats(self) -> Metrics:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trtbuild.backends.trt_api import Api
     from trtbuild.backends.trt_call import Signature
     from trtbuild.engine import TensorSpec
+    from trtbuild.trust.candidate import Admission
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ def open_engine(
 
 class TrtSession:
     """One engine; at most ``contexts`` calls run at once, others wait in order."""
+
+    admission: Admission | None = None
 
     def __init__(
         self,

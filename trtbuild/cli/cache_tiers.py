@@ -38,13 +38,17 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
     store: StoreOption = "",
     *,
     everything: AllOption = False,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Send engines that nobody signed, too.")
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     _offline: OfflineOption = False,
 ) -> None:
     """Send engines, with their reports and statements, to a tier; what is there is skipped.
 
-    Run it again after an interruption: it goes on with what is missing.
+    Engines that nobody signed are refused: no other user or machine loads them. Run it again
+    after an interruption: it goes on with what is missing.
     """
     from trtbuild.cli.output import print_json, speaker
     from trtbuild.store import Store
@@ -54,6 +58,8 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
     opened = Store.open_existing(store).here
     tier = _tier(to)
     records = _chosen(opened, engines or [], everything=everything)
+    if not unsigned:
+        _refuse_unsigned(opened, records)
     progress = _Progress(speaker(quiet=quiet), f"push to {tier.uri}", _weight(records))
     sent = Sent()
     for record in records:
@@ -210,6 +216,20 @@ def _chosen(store: Store, engines: list[str], *, everything: bool) -> list[Recor
     if bool(engines) == everything:
         raise UsageError("name engines ('trtbuild cache ls' lists them), or give --all")
     return all_records(store) if everything else records_of(store, engines)
+
+
+def _refuse_unsigned(store: Store, records: list[Record]) -> None:
+    from trtbuild.errors import UsageError
+    from trtbuild.store.statements import statements
+
+    subjects = [record.blob("engine").sha256 for record in records if record.kind == "engine"]
+    bare = sorted({sha256[:12] for sha256 in subjects if not statements(store, sha256)})
+    if bare:
+        raise UsageError(
+            f"nobody signed {len(bare)} of these engines ({', '.join(bare)}), so that nobody "
+            f"else loads them: expected signed ones. Sign them with 'trtbuild engine RECIPE' "
+            f"and a key (trtbuild keys generate NAME --use), or push them with --unsigned"
+        )
 
 
 def _weight(records: list[Record]) -> int:

@@ -28,6 +28,7 @@ from trtbuild.trust.policy import (
 if TYPE_CHECKING:
     from trtbuild.trust.policy import Policy
 
+_Kind = Literal["key", "engine"]
 _DIGITS = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -66,37 +67,38 @@ def add_key(
 
 
 def add_revoked(what: str, reason: str, at: str, store: str = "") -> tuple[Path, str, str]:
-    """Revoke a key or an engine; return the file's path, ``key`` or ``engine``, its digest.
+    """Revoke a key or an engine; return the file's path, what was revoked, and its digest.
 
-    A digest means a key where the policy or the user has such a key, else an engine. So do the
-    first digits of one, where only one key, or engine of ``store``, begins with them.
+    Digits mean the key of the policy or the user, or the engine of ``store``, that begins with
+    them, where there is only one. All 64 of something that is not known here are revoked as a
+    key and as an engine: what leaked need not have been listed before.
 
     Raises:
         UsageError: ``what`` is neither, or the first digits of more than one.
         TrustError: T01, the policy cannot be used.
     """
     path, before, policy = _read(at)
-    kind, digest = _meant(what, policy, store)
-    _append(path, before, revoked_table(kind, digest, reason))
-    return path, kind, digest
+    kinds, digest = _meant(what, policy, store)
+    _append(path, before, "".join(revoked_table(kind, digest, reason) for kind in kinds))
+    return path, " or ".join(kinds), digest
 
 
-def _meant(what: str, policy: Policy, store: str) -> tuple[Literal["key", "engine"], str]:
-    """Return what is to be revoked: a key's id or an engine's digest."""
+def _meant(what: str, policy: Policy, store: str) -> tuple[tuple[_Kind, ...], str]:
+    """Return what is to be revoked: a key's id, an engine's digest, or what may be either."""
     own = {name: key.keyid for name, key in own_keys().items()}
     trusted = {key.name: keyid for keyid, key in keyring(policy).trusted.items()}
     names = {**own, **trusted}
     if what in names or not _DIGITS.fullmatch(what):
-        return "key", names.get(what) or load_public(what).keyid
-    found: list[tuple[Literal["key", "engine"], str]] = [
+        return ("key",), names.get(what) or load_public(what).keyid
+    found: list[tuple[_Kind, str]] = [
         ("key", keyid)
         for keyid in sorted({*own.values(), *keyring(policy).trusted})
         if keyid.startswith(what)
     ]
-    if not found and is_digest(what):  # an engine need not be here to be revoked
-        return "engine", what
-    if not is_digest(what):
+    if not found or not is_digest(what):
         found += [("engine", sha256) for sha256 in _engines(what, store)]
+    if not found and is_digest(what):
+        return ("key", "engine"), what
     if not found:
         raise UsageError(
             f"{what!r} begins no known key's id and no digest of an engine in this store: give "
@@ -105,7 +107,8 @@ def _meant(what: str, policy: Policy, store: str) -> tuple[Literal["key", "engin
     if len(found) > 1:
         listed = ", ".join(f"{kind} {digest}" for kind, digest in found)
         raise UsageError(f"{what!r} names more than one: {listed}. Give more digits")
-    return found[0]
+    kind, digest = found[0]
+    return (kind,), digest
 
 
 def _engines(digits: str, store: str) -> list[str]:

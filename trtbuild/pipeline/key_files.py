@@ -75,10 +75,11 @@ def make_key(name: str) -> tuple[PrivateKey, Path]:
 
 
 def load_key(name: str) -> PrivateKey:
-    """Return the private key that ``name`` (of ours) or a path means.
+    """Return the private key that ``name`` (of ours, which comes first) or a path means.
 
     Raises:
-        UsageError: there is none, others may read it, or its passphrase is missing or wrong.
+        UsageError: there is none, it is not ours, others may read it, or its passphrase is
+            missing or wrong.
     """
     path = _path_of(name)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -91,6 +92,11 @@ def load_key(name: str) -> PrivateKey:
             f"signing key {name!r}: {path}: {error.strerror}. 'trtbuild keys list' shows the "
             f"keys that are here, 'trtbuild keys generate NAME' makes one"
         ) from error
+    if status.st_uid not in (os.geteuid(), 0):
+        raise UsageError(
+            f"signing key {path}: it belongs to user {status.st_uid}: expected a file of yours "
+            f"or root's, which nobody else can replace. Copy it, or give another"
+        )
     if not stat.S_ISREG(status.st_mode) or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(
             f"signing key {path}: other users may read or change it: expected a file of mode "
@@ -139,9 +145,9 @@ def _public_or_none(path: Path) -> PublicKey | None:
 
 
 def _path_of(name: str) -> Path:
-    if _NAME.fullmatch(name) and not Path(name).is_file():
-        return keys_folder() / f"{name}.key"
-    return Path(name)
+    own = keys_folder() / f"{name}.key"
+    is_own = _NAME.fullmatch(name) and (os.path.lexists(own) or not Path(name).is_file())
+    return own if is_own else Path(name)
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

@@ -1,13 +1,12 @@
 """Decide whether an engine may be loaded, and hand out its bytes only if it may.
 
 The order is the point: policy, lockfile, signatures over raw bytes, what was signed, this
-machine, the bytes themselves, a first load in a child process; and only then the memory of
-what was loaded is written. What any check refuses, no runtime has seen.
+machine, the bytes themselves, a first load in a child process. What any check refuses, no
+runtime has seen. The memory of what was loaded is written when it is (:func:`remember`).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from trtbuild.trust.candidate import Candidate, Situation
 from trtbuild.trust.checks import check_engine, decide
 from trtbuild.trust.content import check_content
 from trtbuild.trust.memory import Loaded, Memory
-from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
 if TYPE_CHECKING:
@@ -61,12 +59,17 @@ DEFAULT_TERMS = Terms()
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """An engine that may be loaded, its bytes and what it needs in this process's memory."""
+    """An engine that may be loaded, its bytes and what it needs in this process's memory.
+
+    ``policy`` is what let it in, ``policy_name`` what messages call it.
+    """
 
     manifest: Manifest
     admission: Admission
     data: bytes
     attached: Attached
+    policy: Policy
+    policy_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +103,37 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     beside = attached(store, manifest)
     if policy.canary:
         canary.require(manifest, data, policy.canary_seconds, options, beside)
+    return Admitted(
+        manifest=manifest,
+        admission=admission,
+        data=data,
+        attached=beside,
+        policy=policy,
+        policy_name=policy_name,
+    )
+
+
+def remember(admitted: Admitted) -> None:
+    """Remember the release of an engine that was loaded, or warn that nobody signed it.
+
+    Not before: a release that this machine cannot load would forbid the one before it.
+
+    Raises:
+        TrustError: T18, it cannot be remembered.
+    """
+    admission, policy = admitted.admission, admitted.policy
     if admission.signed:
         loaded = Loaded(seq=admission.seq, keys=admission.keys)
         trust_files.remember(admission.place, loaded, policy.revoked_keys())
-    elif policy_name == DEVELOPER:
-        _warn_once()
-    return Admitted(manifest=manifest, admission=admission, data=data, attached=beside)
+        return
+    _LOG.warning(
+        "engine %s for %s is loaded UNSIGNED: the policy %s allows what you built on this "
+        "machine. For production: trtbuild keys trust, and %s",
+        admitted.manifest.sha256[:SHOWN_DIGITS],
+        admission.target,
+        admitted.policy_name,
+        trust_files.POLICY_VARIABLE,
+    )
 
 
 def judge(
@@ -285,12 +313,3 @@ def _header_problem(manifest: Manifest, data: bytes) -> str:
 
 def _now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-@functools.cache
-def _warn_once() -> None:
-    _LOG.warning(
-        "an unsigned engine is loaded: no policy is set, so engines that this store built "
-        "itself are allowed. For production: trtbuild keys trust, and %s",
-        trust_files.POLICY_VARIABLE,
-    )

@@ -20,6 +20,7 @@ from trtbuild.backends import runtime
 from trtbuild.backends.session import Attached
 from trtbuild.errors import TrtbuildError
 from trtbuild.runtime.canary import Trial
+from trtbuild.runtime.io_signature import signature_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trtbuild.backends import Session
-    from trtbuild.engine import TensorSpec
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OPEN_FILES = 1024
@@ -50,7 +50,9 @@ def main() -> int:
         session = runtime(trial.target.backend).open_session(
             data, trial.target, trial.options, attached
         )
-        problem = _signature_problem(trial, session) or _run_problem(trial, session)
+        problem = signature_problem(trial.inputs, trial.outputs, session) or _run_problem(
+            trial, session
+        )
     except TrtbuildError as error:
         problem = f"it was refused: {error}"
     except MemoryError:
@@ -59,21 +61,6 @@ def main() -> int:
         sys.stdout.write(problem)
         return 1
     return 0
-
-
-def same_signature(expected: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> bool:
-    """Tell whether names, types, ranks and fixed sizes are equal, in order.
-
-    An open axis has a name in one library and none in another.
-    """
-    return len(expected) == len(found) and all(
-        (one.name, one.dtype, len(one.shape)) == (two.name, two.dtype, len(two.shape))
-        and all(
-            a == b or isinstance(a, str) or isinstance(b, str)
-            for a, b in zip(one.shape, two.shape, strict=True)
-        )
-        for one, two in zip(expected, found, strict=True)
-    )
 
 
 def _limit(trial: Trial) -> None:
@@ -85,14 +72,6 @@ def _limit(trial: Trial) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if trial.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (trial.memory_bytes, trial.memory_bytes))
-
-
-def _signature_problem(trial: Trial, session: Session) -> str:
-    if not same_signature(trial.inputs, session.inputs):
-        return f"its inputs are {session.inputs}, its manifest says {trial.inputs}"
-    if not same_signature(trial.outputs, session.outputs):
-        return f"its outputs are {session.outputs}, its manifest says {trial.outputs}"
-    return ""
 
 
 def _run_problem(trial: Trial, session: Session) -> str:

@@ -9,16 +9,19 @@ from trtbuild.backends import runtime
 from trtbuild.backends.session import DEFAULT, check_count
 from trtbuild.errors import TrustError
 from trtbuild.runtime import metrics, warmup
-from trtbuild.runtime.admission import DEFAULT_TERMS, admit
+from trtbuild.runtime.admission import DEFAULT_TERMS, admit, remember
+from trtbuild.runtime.io_signature import signature_problem
 from trtbuild.store import Store
 from trtbuild.store.counters import Tally, count, flush
+from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from trtbuild.backends.session import LoadedSession, SessionOptions
-    from trtbuild.runtime.admission import Terms
+    from trtbuild.engine import Manifest
+    from trtbuild.runtime.admission import Admitted, Terms
     from trtbuild.store.counters import Outcome
 
 
@@ -35,7 +38,9 @@ def load(
     ``engine`` is a digest, a key, a prefix of one, or the path of an engine's file; with a
     lockfile in ``terms`` it may be a model's name. The checks and their order are those of
     :func:`trtbuild.runtime.admission.admit`; opening looks whether the GPU has memory for the
-    engine. Then every context runs ``warmup_runs`` times.
+    engine. Then inputs and outputs are compared with the manifest once more, the release is
+    remembered, and every context runs ``warmup_runs`` times. ``session.admission`` says why
+    the engine was let in.
 
     Raises:
         UsageError: nothing, or more than one engine, has this name; or an option is wrong.
@@ -47,17 +52,45 @@ def load(
     opened = Store.open(store)
     with _counted(opened):
         admitted = admit(opened, str(engine), terms, options)
-    manifest = admitted.manifest
-    target = manifest.preimage.target
-    profiles = manifest.preimage.profiles
-    session = runtime(target.backend).open_session(
-        admitted.data, target, options, admitted.attached, profiles
-    )
-    session.stats.label("engine", manifest.sha256[:12])
+        session = _opened(admitted, options)
     if warmup_runs:
-        warmup.warm_up(session, profiles, warmup_runs)
+        warmup.warm_up(session, admitted.manifest.preimage.profiles, warmup_runs)
     metrics.register(session)
     return session
+
+
+def _opened(admitted: Admitted, options: SessionOptions) -> LoadedSession:
+    """Return the session of an engine; what was loaded is remembered once it is."""
+    manifest = admitted.manifest
+    target = manifest.preimage.target
+    session = runtime(target.backend).open_session(
+        admitted.data, target, options, admitted.attached, manifest.preimage.profiles
+    )
+    try:
+        _check_signature(manifest, session)
+        remember(admitted)
+    except BaseException:
+        session.close()
+        raise
+    session.admission = admitted.admission
+    session.stats.label("engine", manifest.sha256[:SHOWN_DIGITS])
+    session.stats.label("signed", "yes" if admitted.admission.signed else "no")
+    return session
+
+
+def _check_signature(manifest: Manifest, session: LoadedSession) -> None:
+    """Refuse (T15) what takes or gives something else than its manifest says.
+
+    The child of a first load looks at that too, but not at every load.
+    """
+    problem = signature_problem(manifest.inputs, manifest.outputs, session)
+    if problem:
+        raise refusal(
+            "T15",
+            f"engine {manifest.sha256[:SHOWN_DIGITS]}: {problem}",
+            "the inputs and outputs of its manifest",
+            "Do not serve it: build it again, or serve another release",
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class Checked(Value, frozen=True, kw_only=True):
     """One entry: what is pinned, who signed it, and why it cannot be served, if so.
 
-    ``created`` is when the engine was built, empty where its record is lost.
+    ``created`` is when the engine was built, ``origin`` what of: its precision, and where its
+    model was. Both are empty where its record is lost.
     """
 
     model: str
@@ -35,6 +37,7 @@ class Checked(Value, frozen=True, kw_only=True):
     engine: str
     seq: int
     created: str = ""
+    origin: str = ""
     note: str = ""
     problem: str = ""
 
@@ -74,10 +77,13 @@ def lock(store: Store, path: Path, wanted: Wanted, policy: Policy) -> Locked:
 
     With engines the entries of these change. Without, all that is signed is looked at, and the
     newest release of each model and target that ``policy`` admits is pinned. An entry that
-    would go, or go back to an older release, stays if it can still be served.
+    would go, or go back to an older release, stays if it can still be served. Engines follow
+    each other if they are of one origin: others of the same name are listed as refused where
+    one is pinned already.
 
     Raises:
-        UsageError: a name means nothing, or an unsigned engine's recipe has none.
+        UsageError: a name means nothing, an unsigned engine's recipe has none, or engines of
+            two origins have one name and none of them is pinned.
         TrustError: a named engine or an entry that was not dropped is refused, nothing is
             left to pin, or the file there is no lockfile.
     """
@@ -126,7 +132,7 @@ def _with_named(store: Store, before: Lock, wanted: Wanted, policy: Policy) -> L
 
 def _with_all(store: Store, before: Lock, drop: tuple[str, ...], policy: Policy) -> Locked:
     """Return the newest of all that is signed, with what is still good of ``before``."""
-    newest: dict[tuple[str, str], Checked] = {}
+    admitted: dict[tuple[str, str], list[Checked]] = {}
     refused: list[Checked] = []
     for sha256 in signed_subjects(store):
         try:
@@ -136,14 +142,18 @@ def _with_all(store: Store, before: Lock, drop: tuple[str, ...], policy: Policy)
             continue
         if each.model in drop or not each.seq:
             continue
-        if each.place not in newest or newest[each.place].seq < each.seq:
-            newest[each.place] = each
+        admitted.setdefault(each.place, []).append(each)
+    pinned = {(pin.model, pin.target): _checked(store, pin, policy) for pin in before.pins()}
+    newest: dict[tuple[str, str], Checked] = {}
+    for place, found in admitted.items():
+        followers, strangers = _of_one_origin(found, pinned.get(place))
+        refused += strangers
+        if followers:
+            newest[place] = max(followers, key=lambda each: each.seq)
     lost = []
-    for pin in before.pins():
-        found = newest.get((pin.model, pin.target))
-        if found is None or found.seq < pin.seq:
-            entry = _checked(store, pin, policy)
-            newest[entry.place] = entry
+    for place, entry in pinned.items():
+        if place not in newest or newest[place].seq < entry.seq:
+            newest[place] = entry
             if entry.problem:
                 lost.append(entry)
     if lost:
@@ -155,6 +165,61 @@ def _with_all(store: Store, before: Lock, drop: tuple[str, ...], policy: Policy)
         if each.place not in newest or newest[each.place].created < each.created
     ]
     return Locked(lock=_pinned(Lock(), newest), entries=_sorted(newest), refused=tuple(news))
+
+
+def _of_one_origin(
+    found: list[Checked], pinned: Checked | None
+) -> tuple[list[Checked], list[Checked]]:
+    """Return the engines of a place that follow what is pinned, and those that do not.
+
+    Two models may have files of one name, one model has engines in several precisions: which
+    of them a service asks for by the name, only a person knows.
+
+    Raises:
+        UsageError: they are of two origins, and none of them is pinned.
+    """
+    if pinned is not None and pinned.origin:
+        problem = (
+            f"it is another engine of that name than the one that is pinned, {pinned.origin}: "
+            f"to pin it in its place, name it (trtbuild lock ENGINE)"
+        )
+        strangers = [
+            msgspec.structs.replace(each, problem=f"{each.origin}: {problem}")
+            for each in found
+            if each.origin != pinned.origin
+        ]
+        return [each for each in found if each.origin == pinned.origin], strangers
+    first, *others = sorted(found, key=lambda each: each.engine)
+    for other in others:
+        if other.origin != first.origin:
+            raise UsageError(
+                f"two engines are called {first.model!r} on {first.target}: "
+                f"{first.engine[:12]} is {first.origin}, {other.engine[:12]} is "
+                f"{other.origin}. Name the one to pin (trtbuild lock ENGINE), or give their "
+                f"recipes two names"
+            )
+    return found, []
+
+
+def _origin(manifest: Manifest) -> str:
+    """Return what an engine was built of: its precision, and its source as the recipe says it.
+
+    Not the source's digest: a model that was trained on follows the one before it. Of the
+    folder only the name counts, so that a checkout in another place is no other model.
+    """
+    try:
+        where = msgspec.json.decode(manifest.recipe, type=_Where)
+    except msgspec.MsgspecError:
+        return manifest.precision_requested
+    named = ", ".join(f"{key} {value}" for key, value in sorted(where.source.items()) if value)
+    return f"{manifest.precision_requested} of {named} in {PurePath(where.folder).name}"
+
+
+class _Where(msgspec.Struct):
+    """What of a recipe's JSON says where its model is; the rest is not looked at."""
+
+    source: dict[str, object]
+    folder: str
 
 
 def _pinned(before: Lock, found: dict[tuple[str, str], Checked]) -> Lock:
@@ -196,9 +261,11 @@ def _checked(store: Store, pin: Pin, policy: Policy) -> Checked:
     except TrtbuildError as error:
         return msgspec.structs.replace(entry, problem=str(error))
     names = ", ".join((*admission.builders, *admission.promoters))
+    manifest = record.read(Manifest)
     return msgspec.structs.replace(
         entry,
-        created=record.read(Manifest).created,
+        created=manifest.created,
+        origin=_origin(manifest),
         note=f"signed by {names}" if admission.signed else "unsigned",
     )
 
@@ -229,6 +296,7 @@ def _admitted(store: Store, name: str, policy: Policy, model: str) -> Checked:
         engine=manifest.sha256,
         seq=admission.seq,
         created=manifest.created,
+        origin=_origin(manifest),
         note=f"signed by {names}" if admission.signed else "unsigned",
     )
 

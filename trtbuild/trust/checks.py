@@ -343,7 +343,8 @@ def _check_rollback(candidate: Candidate, release: Release, situation: Situation
             f"{candidate.label}: release {release.seq} of {release.model!r} is older than "
             f"release {last}, which was loaded or pinned before",
             f"release {last} or a later one",
-            "To go back on purpose, promote the older engine anew: trtbuild promote ENGINE",
+            "To go back on purpose, promote the older engine anew: trtbuild promote ENGINE. If "
+            "they are two models, give their recipes two names",
         )
 
 

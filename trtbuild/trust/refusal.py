@@ -27,7 +27,7 @@ CODES: Mapping[str, str] = {
     "T12": "the engine is not for this machine, or its library's version is not allowed",
     "T13": "the engine's bytes are not those that were signed",
     "T14": "the engine's bytes do not look like an engine, or hide a program",
-    "T15": "the engine failed its first load, in a child process",
+    "T15": "the engine failed its first load, in a child, or is not what its manifest says",
     "T16": "the key or the engine was revoked",
     "T17": "the engine is unsigned",
     "T18": "the memory of what was loaded before cannot be used",

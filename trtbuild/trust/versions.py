@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_CLAUSE = re.compile(r"(>=|<=|==|<|>)\s*([0-9]+(?:\.[0-9]+){0,5})")
-_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_CLAUSE = re.compile(r"(>=|<=|==|<|>)\s*([0-9]{1,9}(?:\.[0-9]{1,9}){0,5})")
+_NUMBERS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,7}")
 
 
 def check_range(text: str) -> str:
@@ -18,7 +18,7 @@ def contains(text: str, version: str) -> bool:
     """Tell whether ``version`` is in the range ``text``.
 
     Versions are compared number by number, missing ones being 0. A version with letters
-    (``1.2rc1``) is in no range: nobody can tell what is in it.
+    (``1.2rc1``), or one longer than any is, is in no range: nobody can tell what is in it.
     """
     found = _NUMBERS.fullmatch(version)
     return found is not None and all(
@@ -35,7 +35,7 @@ def _holds(sign: str, version: tuple[int, ...], bound: tuple[int, ...]) -> bool:
 
 
 def _padded(version: str) -> tuple[int, ...]:
-    numbers = [int(part) for part in version.split(".")][:8]
+    numbers = [int(part) for part in version.split(".")]
     return (*numbers, *[0] * (8 - len(numbers)))
 
 
