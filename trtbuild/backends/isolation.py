@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import diagnosis, sandbox
+from trtbuild.backends import diagnosis, leavings, sandbox
 from trtbuild.backends.job import (
     Failure,
     Job,
@@ -56,6 +56,10 @@ _CHILD = [sys.executable, "-m", "trtbuild.backends.child"]
 _KEPT_OUTPUT_BYTES = 64 << 10
 _READ_BYTES = 64 << 10
 _WATCH_S = 1.0
+_PROGRESS_BYTES = 4 << 10
+_OUTCOME_BYTES = 64 << 20
+"""So that a child cannot fill its parent's memory; a bound, no figure that was measured."""
+
 _MIB = 1 << 20
 
 
@@ -94,31 +98,52 @@ def build_isolated(
         (folder / "job.json").write_bytes(encode(job))
         prefix = _prefix(confined_by, job.request, folder)
         death = _run([*prefix, *_CHILD], folder, limits.build_seconds, watch)
-        outcome = _outcome(folder)
-        if death is not None and not isinstance(outcome, Success):
-            if death.returncode == diagnosis.NO_ROOM:
-                said = diagnosis.last_lines(death.output)
-                raise StoreError(diagnosis.of_no_room(request, said))
-            raise BuildError(diagnosis.of_death(request, limits, death))
-        if isinstance(outcome, Failure):
-            raise error_of(outcome)
-        if isinstance(outcome, OutOfMemory):
-            raise BuildError(diagnosis.of_memory(request, limits, outcome.detail))
-        if outcome is None:
-            message = f"{request.graph.path}: the builder ended without an outcome"
-            raise BuildError(message)
-        engine.replace(request.out)
+        try:
+            built = _built(_outcome(folder), death, request, limits)
+            leavings.publish(engine, request.out)
+        except leavings.OddFileError as error:
+            raise BuildError(diagnosis.of_odd_file(request, str(error))) from error
+        return built
+
+
+def _built(
+    outcome: Outcome | None,
+    death: diagnosis.Death | None,
+    request: BuildRequest,
+    limits: Limits,
+) -> BuildRecord:
+    """Return the record of a success; raise what every other end of a child means."""
+    if isinstance(outcome, Success):
         return outcome.record
+    if death is not None:
+        if death.returncode == diagnosis.NO_ROOM:
+            said = diagnosis.last_lines(death.output)
+            raise StoreError(diagnosis.of_no_room(request, said))
+        raise BuildError(diagnosis.of_death(request, limits, death))
+    if isinstance(outcome, Failure):
+        raise error_of(outcome)
+    if isinstance(outcome, OutOfMemory):
+        raise BuildError(diagnosis.of_memory(request, limits, outcome.detail))
+    message = f"{request.graph.path}: the builder ended without an outcome"
+    raise BuildError(message)
 
 
 def _outcome(folder: Path) -> Outcome | None:
-    """Return what the child left, or ``None`` when it died before, or while, it wrote it."""
-    path = folder / "outcome.json"
-    if not path.exists():
+    """Return what the child left, or ``None`` when it died before, or while, it wrote it.
+
+    Raises:
+        OddFileError: it left a link, a FIFO or the like, or more than anybody would read.
+    """
+    data = leavings.content(folder / "outcome.json", _OUTCOME_BYTES)
+    if data is None:
         return None
+    if len(data) > _OUTCOME_BYTES:
+        raise leavings.OddFileError(
+            f"its 'outcome.json' has more than {_OUTCOME_BYTES >> 20} MiB"
+        )
     try:
-        return decode_outcome(path.read_bytes())
-    except msgspec.DecodeError:
+        return decode_outcome(data)
+    except ValueError:  # also text that is no UTF-8
         return None
 
 
@@ -170,8 +195,11 @@ def _run(
 
 def _doing(folder: Path) -> str:
     """Return what the child last said that it is at, or an empty string."""
-    progress = folder / "progress"
-    return progress.read_text(errors="replace") if progress.exists() else ""
+    try:
+        said = leavings.content(folder / "progress", _PROGRESS_BYTES) or b""
+    except leavings.OddFileError:
+        return ""
+    return said[:_PROGRESS_BYTES].decode(errors="replace")
 
 
 def _read_until(

@@ -18,6 +18,7 @@ of a record's file is its last use, to the hour.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class Store:
             StoreError: the store cannot be written; nothing is visible of the attempt.
         """
         with path.open("rb") as source:
-            size_bytes = path.stat().st_size
+            size_bytes = os.fstat(source.fileno()).st_size
             return self._put_blob(
                 name, iter(lambda: source.read(_CHUNK_BYTES), b""), size_bytes
             )
