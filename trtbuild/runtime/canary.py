@@ -76,7 +76,7 @@ def require(
         MissingBackendError: a sandbox is required, and none works here.
     """
     mark = _mark(manifest)
-    if mark.is_file():
+    if trust_files.is_marked(mark):
         return
     trial = _trial(manifest, len(data), seconds, options, beside)
     problem = _try(trial, b"".join((data, *beside.plugins, beside.weights)))
@@ -84,9 +84,7 @@ def require(
         raise _failed(manifest, problem)
     # A machine that cannot remember it tries again at the next load.
     with contextlib.suppress(OSError):
-        trust_files.make_state_folder()
-        mark.parent.mkdir(exist_ok=True, mode=0o700)
-        mark.touch(mode=0o600)
+        trust_files.mark(mark)
 
 
 def _try(trial: Trial, data: bytes) -> str:
