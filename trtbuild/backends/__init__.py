@@ -112,6 +112,9 @@ class Backend(Protocol):
 class Runtime(Protocol):
     """What a runtime module offers."""
 
+    def version(self, backend: str) -> str:
+        """Return the library that loads engines of ``backend`` here, and its version."""
+
     def cannot_run(self, target: Target) -> str:
         """Return why an engine for ``target`` cannot run here, or an empty string."""
 

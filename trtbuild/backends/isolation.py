@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import diagnosis, leavings, sandbox
+from trtbuild.backends import diagnosis, leavings, sandbox, waiting
 from trtbuild.backends.job import (
     Failure,
     Job,
@@ -53,9 +52,6 @@ effect."""
 
 _CHILD = [sys.executable, "-m", "trtbuild.backends.child"]
 
-_KEPT_OUTPUT_BYTES = 64 << 10
-_READ_BYTES = 64 << 10
-_WATCH_S = 1.0
 _PROGRESS_BYTES = 4 << 10
 _OUTCOME_BYTES = 64 << 20
 """So that a child cannot fill its parent's memory; a bound, no figure that was measured."""
@@ -175,7 +171,7 @@ def _run(
     )
     try:
         deadline = time.monotonic() + seconds
-        output, in_time = _read_until(child, deadline, lambda: watch(_doing(folder)))
+        output, in_time = waiting.until(child, deadline, lambda: watch(_doing(folder)))
     finally:
         # Ctrl-C too ends here: TensorRT swallows it, so only a kill is prompt.
         with contextlib.suppress(ProcessLookupError):
@@ -200,33 +196,6 @@ def _doing(folder: Path) -> str:
     except leavings.OddFileError:
         return ""
     return said[:_PROGRESS_BYTES].decode(errors="replace")
-
-
-def _read_until(
-    child: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]
-) -> tuple[bytes, bool]:
-    """Read what ``child`` prints until it ends; return the end of it, and whether in time."""
-    kept = b""
-    if child.stdout is None:
-        message = "the child was started without a pipe"
-        raise ValueError(message)
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(min(left, _WATCH_S)):
-                tick()
-                continue
-            piece = os.read(child.stdout.fileno(), _READ_BYTES)
-            if not piece:
-                break
-            kept = (kept + piece)[-_KEPT_OUTPUT_BYTES:]
-        else:
-            return kept, False
-    try:
-        child.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return kept, False
-    return kept, True
 
 
 def _environment(folder: Path) -> dict[str, str]:
