@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import diagnosis, leavings, sandbox, waiting
+from trtbuild.backends import diagnosis, leavings, sandbox, timing_loan, waiting
 from trtbuild.backends.job import (
     Failure,
     Job,
@@ -84,8 +84,11 @@ def build_isolated(
         engine = folder / "engine"
         graph = msgspec.structs.replace(request.graph, path=request.graph.path.resolve())
         confined_by = sandbox.chosen().program
+        loan = timing_loan.lend(request, folder)
         job = Job(
-            request=msgspec.structs.replace(request, graph=graph, out=engine),
+            request=msgspec.structs.replace(
+                request, graph=graph, out=engine, timing_cache=loan.copy if loan else None
+            ),
             memory_bytes=(limits.build_memory_mib or 0) * _MIB,
             processor_s=limits.build_seconds * (os.cpu_count() or 1),
             # A sandbox has processes of its own, and dies with its parent by itself.
@@ -99,7 +102,9 @@ def build_isolated(
             leavings.publish(engine, request.out)
         except leavings.OddFileError as error:
             raise BuildError(diagnosis.of_odd_file(request, str(error))) from error
-        return built
+        said = timing_loan.take_back(loan) if loan else ""
+        warnings = (*built.warnings, *((said,) if said else ()))
+        return msgspec.structs.replace(built, warnings=warnings)
 
 
 def _built(
@@ -147,12 +152,9 @@ def _prefix(program: str, request: BuildRequest, folder: Path) -> list[str]:
     """Return the words that confine the build to what it needs; none without a program."""
     if not program:
         return []
-    writable = [folder]
-    if request.timing_cache is not None:  # builds share it, with a lock beside it
-        writable.append(request.timing_cache.parent.resolve())
     donors = (request.donor,) if request.donor else ()
     readable = (request.graph.path.parent, *request.plugins, *donors)
-    return sandbox.confined(program, readable, writable)
+    return sandbox.confined(program, readable, (folder,))
 
 
 def _run(
