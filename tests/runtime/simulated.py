@@ -196,8 +196,10 @@ class Api:
             TensorLocation=SimpleNamespace(HOST=1, DEVICE=0),
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
             IOutputAllocator=object,
+            TempfileControlFlag=SimpleNamespace(ALLOW_IN_MEMORY_FILES=0),
             Runtime=lambda _logger: SimpleNamespace(
                 engine_host_code_allowed=True,
+                tempfile_control_flags=3,
                 deserialize_cuda_engine=lambda plan: (
                     _Engine(device, late=late, scratch=scratch) if plan == b"plan" else None
                 ),

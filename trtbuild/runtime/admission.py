@@ -204,7 +204,7 @@ def _verified_bytes(
     label = f"engine {manifest.sha256[:SHOWN_DIGITS]}"
     blob = record.blob("engine")
     try:
-        data = store.read(manifest.sha256)
+        data = store.read(manifest.sha256, blob.bytes)
     except BlobLostError as error:
         raise refusal(
             "T13",
@@ -220,14 +220,22 @@ def _verified_bytes(
             f"the {manifest.bytes} of its manifest",
             "Build or pull it again",
         )
-    check_content(data, label, _header_problem(manifest, data), host_code=host_code)
+    allowed = host_code and _brings_code(manifest)
+    check_content(data, label, _header_problem(manifest, data), host_code=allowed)
     return data
+
+
+def _brings_code(manifest: Manifest) -> bool:
+    """Tell whether an engine was built to hold a runtime, which is a program."""
+    return bool(dict(manifest.preimage.settings).get("version_compatible"))
 
 
 def _header_problem(manifest: Manifest, data: bytes) -> str:
     target = manifest.preimage.target
     if target.backend.startswith("tensorrt"):
-        return trt_plan.problem(data, target)
+        # What surrounds a version-compatible engine is not known, nor whose version it tells.
+        version = "" if _brings_code(manifest) else manifest.preimage.fingerprint.version
+        return trt_plan.problem(data, target, version)
     if target.backend == "onnxruntime" and not data.startswith(_ONNX_START):
         return "it does not start as an ONNX file does"
     return ""
