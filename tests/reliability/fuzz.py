@@ -24,8 +24,8 @@ from trtbuild.cli import main as command
 from trtbuild.pipeline.run import run as loaded
 
 SECONDS = 300
-"""A run that takes longer hangs. Most take below one; TensorRT-RTX needs 5 s for 2,000 nodes in a
-row on an idle machine, and minutes for 4,000, so that rows end at the former."""
+"""A run that takes longer hangs. Most take below one; TensorRT-RTX needs 5 s for 2,000 nodes in
+a row on an idle machine, and minutes for 4,000, so that rows end at the former."""
 TYPED = {0, 2, 3, 4, 5, 6}
 RTX = "tensorrt-rtx"
 WAYS = {

@@ -285,9 +285,11 @@ class Api:
             TensorLocation=SimpleNamespace(HOST=1, DEVICE=0),
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
             IOutputAllocator=object,
+            TempfileControlFlag=SimpleNamespace(ALLOW_IN_MEMORY_FILES=0),
             Runtime=lambda _logger: SimpleNamespace(
                 engine_host_code_allowed=True,
                 num_DLA_cores=2,
+                tempfile_control_flags=3,
                 deserialize_cuda_engine=lambda plan: (
                     _Engine(device, late=late, scratch=scratch, exclusive=exclusive)
                     if plan == b"plan"

@@ -429,3 +429,43 @@ def test_a_device_that_breaks_down_is_told(device: simulated.Device) -> None:
         context.execute_async_v3 = break_down  # type: ignore[method-assign]  # for this test
         with pytest.raises(BuildError, match="illegal address"):
             opened.run({"x": rows(2)})
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"), [(SessionOptions(), 0), (SessionOptions(allow_host_code=True), 1)]
+)
+def test_no_files_of_code_are_made_but_in_memory_for_a_runtime_inside(
+    options: SessionOptions,
+    flags: int,
+    device: simulated.Device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = importlib.import_module("trtbuild.backends.trt_engine")
+    made: list[Any] = []
+    create = module.Engine._new_runtime  # noqa: SLF001  nobody else sees the runtime
+
+    def kept(*arguments: Array) -> Array:
+        made.append(create(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(module.Engine, "_new_runtime", kept)
+    with session(device, options):
+        assert [each.tempfile_control_flags for each in made] == [flags]
+
+
+def test_a_runtime_that_keeps_its_files_of_code_is_not_used(
+    device: simulated.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stubborn:
+        engine_host_code_allowed = False
+        tempfile_control_flags = property(lambda _: 3, lambda _self, _value: None)
+
+    create = simulated.Api.__init__
+
+    def stubborn(api: simulated.Api, *arguments: Array, **engine: Array) -> None:
+        create(api, *arguments, **engine)
+        api.trt.Runtime = lambda _logger: Stubborn()
+
+    monkeypatch.setattr(simulated.Api, "__init__", stubborn)
+    with pytest.raises(TrustError, match="temporary files"):
+        session(device)

@@ -134,6 +134,8 @@ def test_every_name_of_a_runtime_exists(module: str) -> None:
     newer = [
         "ExecutionContextAllocationStrategy.USER_MANAGED",
         "ICudaEngine.device_memory_size_v2",
+        "Runtime.tempfile_control_flags",
+        "TempfileControlFlag.ALLOW_IN_MEMORY_FILES",
     ]
     assert missing(module, [*RUNTIME, *newer], {}) == []
 

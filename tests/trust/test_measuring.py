@@ -61,9 +61,9 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     really = canary._try  # noqa: SLF001  what starts the child
 
-    def watched(trial: canary.Trial, data: bytes) -> str:
+    def watched(trial: canary.Trial, parts: tuple[bytes, ...]) -> str:
         found.append(str(trial.target))
-        return really(trial, data)
+        return really(trial, parts)
 
     monkeypatch.setattr(canary, "_try", watched)
     return found

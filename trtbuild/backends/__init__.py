@@ -115,6 +115,9 @@ class Backend(Protocol):
 class Runtime(Protocol):
     """What a runtime module offers."""
 
+    def version(self, backend: str) -> str:
+        """Return the library that loads engines of ``backend`` here, and its version."""
+
     def cannot_run(self, target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -> str:
         """Return why an engine of ``settings`` for ``target`` cannot run here, or nothing."""
 

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import backend
+from trtbuild.backends import backend, limits
 from trtbuild.backends.diagnosis import MEMORY_WORDS, NO_ROOM
 from trtbuild.backends.job import (
     PROGRESS,
@@ -102,10 +102,7 @@ def _limit(job: Job) -> None:
     }
     if job.memory_bytes:
         wanted[resource.RLIMIT_AS] = job.memory_bytes
-    for name, value in wanted.items():
-        _, hard = resource.getrlimit(name)
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (bound, bound))
+    limits.bound(wanted)
 
 
 def _raise_stack() -> None:

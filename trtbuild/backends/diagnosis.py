@@ -88,6 +88,15 @@ def of_no_room(request: BuildRequest, detail: str) -> str:
     )
 
 
+def of_odd_file(request: BuildRequest, what: str) -> str:
+    """Return the message for a builder that left something else than files of its own."""
+    return (
+        f"{request.graph.path}: the builder of {request.target}: what it left is not to be "
+        f"used: {what}. The model may have taken the builder over: do not use it, and report "
+        "this with the model"
+    )
+
+
 def of_memory(request: BuildRequest, limits: Limits, detail: str) -> str:
     """Return the message for a build that could not get memory."""
     bound = "this machine's memory is not enough: build on a larger one"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trtbuild.backends import diagnosis, sandbox
+from trtbuild.backends import diagnosis, leavings, sandbox, timing_loan, waiting
 from trtbuild.backends.job import (
     Failure,
     Job,
@@ -30,7 +29,6 @@ from trtbuild.backends.job import (
     encode,
     error_of,
 )
-from trtbuild.backends.trt_settings import PINNED
 from trtbuild.errors import BuildError, StoreError
 
 if TYPE_CHECKING:
@@ -54,9 +52,10 @@ effect."""
 
 _CHILD = [sys.executable, "-m", "trtbuild.backends.child"]
 
-_KEPT_OUTPUT_BYTES = 64 << 10
-_READ_BYTES = 64 << 10
-_WATCH_S = 1.0
+_PROGRESS_BYTES = 4 << 10
+_OUTCOME_BYTES = 64 << 20
+"""So that a child cannot fill its parent's memory; a bound, no figure that was measured."""
+
 _MIB = 1 << 20
 
 
@@ -85,8 +84,11 @@ def build_isolated(
         engine = folder / "engine"
         graph = msgspec.structs.replace(request.graph, path=request.graph.path.resolve())
         confined_by = sandbox.chosen().program
+        loan = timing_loan.lend(request, folder)
         job = Job(
-            request=msgspec.structs.replace(request, graph=graph, out=engine),
+            request=msgspec.structs.replace(
+                request, graph=graph, out=engine, timing_cache=loan.copy if loan else None
+            ),
             memory_bytes=(limits.build_memory_mib or 0) * _MIB,
             processor_s=limits.build_seconds * (os.cpu_count() or 1),
             # A sandbox has processes of its own, and dies with its parent by itself.
@@ -95,31 +97,54 @@ def build_isolated(
         (folder / "job.json").write_bytes(encode(job))
         prefix = _prefix(confined_by, job.request, folder)
         death = _run([*prefix, *_CHILD], folder, limits.build_seconds, watch)
-        outcome = _outcome(folder)
-        if death is not None and not isinstance(outcome, Success):
-            if death.returncode == diagnosis.NO_ROOM:
-                said = diagnosis.last_lines(death.output)
-                raise StoreError(diagnosis.of_no_room(request, said))
-            raise BuildError(diagnosis.of_death(request, limits, death))
-        if isinstance(outcome, Failure):
-            raise error_of(outcome)
-        if isinstance(outcome, OutOfMemory):
-            raise BuildError(diagnosis.of_memory(request, limits, outcome.detail))
-        if outcome is None:
-            message = f"{request.graph.path}: the builder ended without an outcome"
-            raise BuildError(message)
-        engine.replace(request.out)
+        try:
+            built = _built(_outcome(folder), death, request, limits)
+            leavings.publish(engine, request.out)
+        except leavings.OddFileError as error:
+            raise BuildError(diagnosis.of_odd_file(request, str(error))) from error
+        said = timing_loan.take_back(loan) if loan else ""
+        warnings = (*built.warnings, *((said,) if said else ()))
+        return msgspec.structs.replace(built, warnings=warnings)
+
+
+def _built(
+    outcome: Outcome | None,
+    death: diagnosis.Death | None,
+    request: BuildRequest,
+    limits: Limits,
+) -> BuildRecord:
+    """Return the record of a success; raise what every other end of a child means."""
+    if isinstance(outcome, Success):
         return outcome.record
+    if death is not None:
+        if death.returncode == diagnosis.NO_ROOM:
+            said = diagnosis.last_lines(death.output)
+            raise StoreError(diagnosis.of_no_room(request, said))
+        raise BuildError(diagnosis.of_death(request, limits, death))
+    if isinstance(outcome, Failure):
+        raise error_of(outcome)
+    if isinstance(outcome, OutOfMemory):
+        raise BuildError(diagnosis.of_memory(request, limits, outcome.detail))
+    message = f"{request.graph.path}: the builder ended without an outcome"
+    raise BuildError(message)
 
 
 def _outcome(folder: Path) -> Outcome | None:
-    """Return what the child left, or ``None`` when it died before, or while, it wrote it."""
-    path = folder / "outcome.json"
-    if not path.exists():
+    """Return what the child left, or ``None`` when it died before, or while, it wrote it.
+
+    Raises:
+        OddFileError: it left a link, a FIFO or the like, or more than anybody would read.
+    """
+    data = leavings.content(folder / "outcome.json", _OUTCOME_BYTES)
+    if data is None:
         return None
+    if len(data) > _OUTCOME_BYTES:
+        raise leavings.OddFileError(
+            f"its 'outcome.json' has more than {_OUTCOME_BYTES >> 20} MiB"
+        )
     try:
-        return decode_outcome(path.read_bytes())
-    except msgspec.DecodeError:
+        return decode_outcome(data)
+    except ValueError:  # also text that is no UTF-8
         return None
 
 
@@ -127,15 +152,9 @@ def _prefix(program: str, request: BuildRequest, folder: Path) -> list[str]:
     """Return the words that confine the build to what it needs; none without a program."""
     if not program:
         return []
-    writable = [folder]
     donors = (request.donor,) if request.donor else ()
-    readable = [request.graph.path.parent, *request.plugins, *donors]
-    cache = request.timing_cache
-    if cache is not None and str(dict(request.settings).get("timing_cache")).startswith(PINNED):
-        readable.append(cache.resolve())  # a file of the store, which a build only reads
-    elif cache is not None:  # builds share it, with a lock beside it
-        writable.append(cache.parent.resolve())
-    return sandbox.confined(program, readable, writable)
+    readable = (request.graph.path.parent, *request.plugins, *donors)
+    return sandbox.confined(program, readable, (folder,))
 
 
 def _run(
@@ -154,7 +173,7 @@ def _run(
     )
     try:
         deadline = time.monotonic() + seconds
-        output, in_time = _read_until(child, deadline, lambda: watch(_doing(folder)))
+        output, in_time = waiting.until(child, deadline, lambda: watch(_doing(folder)))
     finally:
         # Ctrl-C too ends here: TensorRT swallows it, so only a kill is prompt.
         with contextlib.suppress(ProcessLookupError):
@@ -174,35 +193,11 @@ def _run(
 
 def _doing(folder: Path) -> str:
     """Return what the child last said that it is at, or an empty string."""
-    progress = folder / "progress"
-    return progress.read_text(errors="replace") if progress.exists() else ""
-
-
-def _read_until(
-    child: subprocess.Popen[bytes], deadline: float, tick: Callable[[], None]
-) -> tuple[bytes, bool]:
-    """Read what ``child`` prints until it ends; return the end of it, and whether in time."""
-    kept = b""
-    if child.stdout is None:
-        message = "the child was started without a pipe"
-        raise ValueError(message)
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(min(left, _WATCH_S)):
-                tick()
-                continue
-            piece = os.read(child.stdout.fileno(), _READ_BYTES)
-            if not piece:
-                break
-            kept = (kept + piece)[-_KEPT_OUTPUT_BYTES:]
-        else:
-            return kept, False
     try:
-        child.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return kept, False
-    return kept, True
+        said = leavings.content(folder / "progress", _PROGRESS_BYTES) or b""
+    except leavings.OddFileError:
+        return ""
+    return said[:_PROGRESS_BYTES].decode(errors="replace")
 
 
 def _environment(folder: Path) -> dict[str, str]:

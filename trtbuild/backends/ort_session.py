@@ -243,6 +243,11 @@ def cannot_run(target: Target, settings: tuple[tuple[str, Setting], ...] = ()) -
     )
 
 
+def version(backend: str) -> str:
+    """Return the installed ONNX Runtime."""
+    return f"{backend} {ort.__version__}"
+
+
 def preflight(manifest: Manifest, options: SessionOptions) -> None:
     """Refuse an engine for another machine or version, and options that it has no use for.
 

@@ -1,9 +1,8 @@
 """The sandbox of a build: bubblewrap, where it is installed and allowed to work.
 
 The builder sees the system's libraries, the Python that runs it and the model's folder, all
-read-only, and one folder that it may write to (and that of the timing cache, where builds share
-one). It has no network, no home, no other process,
-an empty ``/tmp``, and of the devices only NVIDIA's. Whether that works here is tried out once:
+read-only, and one folder that it may write to. It has no network, no home, no other process, an
+empty ``/tmp``, and of the devices only NVIDIA's. Whether that works here is tried out once:
 inside of containers and where user namespaces are off it does not, and builds then run with
 resource limits alone.
 """

@@ -152,7 +152,22 @@ class Engine:
         runtime.engine_host_code_allowed = options.allow_host_code
         if bool(runtime.engine_host_code_allowed) != options.allow_host_code:
             raise TrustError(self.refusal("did not switch off host code in engines"))
+        self._forbid_files(runtime, options)
         return runtime
+
+    def _forbid_files(self, runtime: Any, options: SessionOptions) -> None:  # noqa: ANN401  untyped bindings
+        """Let TensorRT make no file of code that is in an engine, on disk never.
+
+        A runtime that is inside of an engine is loaded from a file in memory
+        (TempfileControlFlag, TensorRT 8.6 and later).
+        """
+        if not hasattr(runtime, "tempfile_control_flags"):
+            return
+        in_memory = 1 << int(self._trt.TempfileControlFlag.ALLOW_IN_MEMORY_FILES)
+        wanted = in_memory if options.allow_host_code else 0
+        runtime.tempfile_control_flags = wanted
+        if int(runtime.tempfile_control_flags) != wanted:
+            raise TrustError(self.refusal("did not switch off temporary files of code"))
 
     def _deserialize(self, plan: bytes) -> Any:  # noqa: ANN401  untyped bindings
         self.forget()

@@ -8,6 +8,7 @@ the identity of an engine is in its manifest.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _RTX, _TENSORRT = b"vtrt", b"ftrt"
 _FIRST_MAJOR = 5
 """Of TensorRT; a smaller number stands where older versions wrote no version."""
+
+_COMPARED = 3
 
 _HEADER = struct.Struct("<4sIIIQ4B4sQ16xQ")
 _ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
@@ -72,22 +75,48 @@ def read_header(plan: bytes) -> Header | None:
     )
 
 
-def problem(plan: bytes, target: Target) -> str:
+def problem(plan: bytes, target: Target, version: str = "") -> str:
     """Return what is wrong with an engine that should be for ``target``, or an empty string.
 
-    Of TensorRT proper no header is known: its own runtime judges, which is where it builds.
+    ``version`` is the library's that built it, of which the first three numbers count; empty
+    where that is not to be compared. A header of TensorRT proper is looked at only where it is
+    one that we know, which tells its version: its own runtime judges the others.
     """
-    arch = target.arch
-    if target.backend != "tensorrt-rtx":
-        return "" if len(plan) >= HEADER_BYTES else f"it has {len(plan)} bytes"
+    header = read_header(plan)
+    if target.backend == "tensorrt-rtx":
+        return _rtx_problem(plan, header, target.arch) or _version_problem(header, version)
+    if len(plan) < HEADER_BYTES:
+        return f"it has {len(plan)} bytes"
+    if plan.startswith(_RTX):
+        return "it starts as an engine of TensorRT-RTX does"
+    if header is None or not header.version or not version:
+        return ""
+    return _length_problem(plan, header) or _version_problem(header, version)
+
+
+def _rtx_problem(plan: bytes, header: Header | None, arch: str) -> str:
     if len(plan) < HEADER_BYTES:
         return f"it has {len(plan)} bytes, fewer than a header"
-    header = read_header(plan)
     if header is None or header.library != "tensorrt-rtx":
         return "it does not start as a TensorRT-RTX engine does"
-    if header.bytes != len(plan):
-        return f"its header says {header.bytes} bytes, it has {len(plan)}"
     if header.archs != (arch,):
         named = ", ".join(header.archs) or "no architecture"
-        return f"its header names {named}, expected {arch}"
-    return ""
+        return _length_problem(plan, header) or f"its header names {named}, expected {arch}"
+    return _length_problem(plan, header)
+
+
+def _length_problem(plan: bytes, header: Header) -> str:
+    if header.bytes == len(plan):
+        return ""
+    return f"its header says {header.bytes} bytes, it has {len(plan)}"
+
+
+def _version_problem(header: Header | None, version: str) -> str:
+    """Compare as many numbers as packages always tell; the fourth is a build's."""
+    wanted = re.findall(r"\d+", version)[:_COMPARED]
+    if header is None or len(wanted) < _COMPARED:
+        return ""
+    told = header.version.split(".")[:_COMPARED]
+    if [int(each) for each in told] == [int(each) for each in wanted]:
+        return ""
+    return f"its header says version {header.version}, its manifest {version}"

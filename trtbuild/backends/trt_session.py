@@ -82,6 +82,12 @@ def here(backend: str) -> Machine:
     )
 
 
+def version(backend: str) -> str:
+    """Return the installed TensorRT, its lean runtime where it is alone, or ``none``."""
+    library = _library(backend)
+    return f"{library.module} {library.version}" if library else "none"
+
+
 def lacks(backend: str, machine: Machine) -> str:
     """Return what ``machine`` lacks to run any engine of ``backend``, or an empty string."""
     if machine.absence:

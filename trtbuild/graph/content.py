@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from trtbuild.errors import SourceError
+from trtbuild.graph.snapshots import is_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -205,7 +206,7 @@ def _external_digest(tensor: onnx.TensorProto, path: Path, size_bytes: int) -> b
     what = f"{path}: external data {location!r} of tensor {tensor.name!r}"
     if len(entries) != len(tensor.external_data):
         raise SourceError(f"{what} names one key twice; export the model again")
-    if not _inside(location, path.parent):
+    if not _inside(location, path):
         raise SourceError(
             f"{what} lies outside the model's folder; put the file beside the model"
         )
@@ -246,11 +247,13 @@ def _file_digest(file: Path, offset: int, length: int, what: str) -> bytes:
     return total.digest()
 
 
-def _inside(location: str, folder: Path) -> bool:
-    """Tell whether ``location`` names something that really lies below ``folder``."""
+def _inside(location: str, model: Path) -> bool:
+    """Tell whether ``location`` really lies below the model's folder, or is a blob of its."""
     if not location or "\0" in location or Path(location).is_absolute():
         return False
+    folder = model.parent
     try:
-        return (folder / location).resolve().is_relative_to(folder.resolve())
+        below = (folder / location).resolve().is_relative_to(folder.resolve())
+        return below or is_blob(location, model)
     except (OSError, RuntimeError):  # links in a circle; RuntimeError before Python 3.13
         return False

@@ -212,7 +212,7 @@ def admit_measuring(store: Store, manifest: Manifest) -> Measurable:
     else:
         judge(store, record, None, policy)
         preflight(manifest, options)
-    data = store.read(manifest.sha256)
+    data = store.read(manifest.sha256, manifest.bytes)
     _check_bytes(record, manifest, data, host_code=allowed)
     beside = attached(store, manifest)
     if policy.canary and not candidate.built_here:
@@ -275,7 +275,7 @@ def _verified_bytes(
 ) -> bytes:
     """Return the engine's bytes, hashed in memory and looked at from the outside."""
     try:
-        data = store.read(manifest.sha256)
+        data = store.read(manifest.sha256, manifest.bytes)
     except BlobLostError as error:
         raise refusal(
             "T13",
@@ -299,13 +299,18 @@ def _check_bytes(record: Record, manifest: Manifest, data: bytes, *, host_code: 
             f"the {manifest.bytes} of its manifest",
             "Build or pull it again",
         )
-    check_content(data, label, _header_problem(manifest, data), host_code=host_code)
+    allowed = host_code and trt_settings.brings_code(dict(manifest.preimage.settings))
+    check_content(data, label, _header_problem(manifest, data), host_code=allowed)
 
 
 def _header_problem(manifest: Manifest, data: bytes) -> str:
     target = manifest.preimage.target
     if target.backend.startswith("tensorrt"):
-        return trt_plan.problem(data, target)
+        # What surrounds a version-compatible engine is not known, nor whose version it tells.
+        key = manifest.preimage
+        compatible = bool(dict(key.settings).get("version_compatible"))
+        version = "" if compatible else key.fingerprint.version
+        return trt_plan.problem(data, target, version)
     if target.backend == "onnxruntime" and not data.startswith(_ONNX_START):
         return "it does not start as an ONNX file does"
     return ""

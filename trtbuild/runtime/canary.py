@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.backends import gpu, processor, sandbox
+from trtbuild.backends import gpu, processor, runtime, sandbox, waiting
 from trtbuild.backends.session import DEFAULT, NOTHING, SessionOptions
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import ShapeRange, Target, TensorSpec, Value
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
     from trtbuild.engine import Manifest
     from trtbuild.errors import TrustError
 
-VERSION = 1
+VERSION = 2
 """Raised when the child starts to look at more."""
 
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_CHILD = ("-m", "trtbuild.runtime.canary_child")
 _DRIVER = Path("/proc/driver/nvidia/version")
 _MIB = 1 << 20
 _MEMORY_MIB = 4096
@@ -77,27 +79,24 @@ def require(
         MissingBackendError: a sandbox is required, and none works here.
     """
     mark = _mark(manifest)
-    if mark.is_file():
+    if trust_files.is_marked(mark):
         return
     trial = _trial(manifest, len(data), seconds, options, beside)
-    problem = _try(trial, b"".join((data, *beside.plugins, beside.weights)))
+    problem = _try(trial, (data, *beside.plugins, beside.weights))
     if problem:
         raise _failed(manifest, problem)
     # A machine that cannot remember it tries again at the next load.
     with contextlib.suppress(OSError):
-        trust_files.make_state_folder()
-        mark.parent.mkdir(exist_ok=True, mode=0o700)
-        mark.touch(mode=0o600)
+        trust_files.mark(mark)
 
 
-def _try(trial: Trial, data: bytes) -> str:
+def _try(trial: Trial, parts: tuple[bytes, ...]) -> str:
     """Return what went wrong in the child, or an empty string."""
-    head = encode(trial) + b"\n"
     with tempfile.TemporaryDirectory(prefix="trtbuild-canary-") as folder:
         program = sandbox.chosen().program
         confined = sandbox.confined(program, (), (Path(folder),)) if program else []
         with subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [*confined, sys.executable, "-m", "trtbuild.runtime.canary_child"],
+            [*confined, sys.executable, *_CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -105,13 +104,15 @@ def _try(trial: Trial, data: bytes) -> str:
             env=_environment(folder) | ({"HOME": folder} if program else {}),
             start_new_session=True,
         ) as child:
+            deadline = time.monotonic() + trial.seconds
+            given = (encode(trial) + b"\n", *parts)
             try:
-                output, _ = child.communicate(head + data, timeout=trial.seconds)
-            except subprocess.TimeoutExpired:
-                return f"it was not done after {trial.seconds} s"
+                output, in_time = waiting.until(child, deadline, given=given)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
+    if not in_time:
+        return f"it was not done after {trial.seconds} s"
     code = sandbox.returncode(child.returncode) if program else child.returncode
     if code == 0:
         return ""
@@ -147,13 +148,22 @@ def _trial(
 
 
 def _mark(manifest: Manifest) -> Path:
-    """Return the file that says that an engine was loaded well by this driver and device."""
-    is_gpu = manifest.preimage.target.backend != "onnxruntime"
+    """Return the file that says that an engine was loaded well by what is here.
+
+    What is here is the installed library, which is not the builder's where engines are
+    version-compatible, the devices and the driver. What the manifest says of inputs and outputs
+    is part of it, since that was compared.
+    """
+    backend = manifest.preimage.target.backend
+    is_gpu = backend != "onnxruntime"
     devices = list(gpu.names()) if is_gpu else [processor.arch()]
     driver = _DRIVER.read_text(errors="replace") if is_gpu and _DRIVER.exists() else ""
     name = digest(
         f"canary/v{VERSION}",
-        [manifest.sha256, manifest.key, manifest.preimage.fingerprint, devices, driver],
+        [
+            *(manifest.sha256, manifest.key, manifest.inputs, manifest.outputs),
+            *(runtime(backend).version(backend), devices, driver),
+        ],
     )
     return trust_files.state_folder() / "canary" / name
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from trtbuild.backends import runtime
+from trtbuild.backends import limits, runtime
 from trtbuild.backends.session import Attached
 from trtbuild.errors import TrtbuildError
 from trtbuild.runtime.canary import Trial
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OPEN_FILES = 1024
+_FILE_BYTES = 4 << 30
+"""Plug-in libraries and caches of kernels are written to the private folder."""
+
 _CORES = 64
 """Processor seconds per second of the limit: runtimes use many threads."""
 
@@ -65,13 +68,15 @@ def main() -> int:
 
 def _limit(trial: Trial) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (trial.seconds * _CORES,) * 2)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = min(_OPEN_FILES, hard) if hard != resource.RLIM_INFINITY else _OPEN_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: trial.seconds * _CORES,
+        resource.RLIMIT_FSIZE: _FILE_BYTES,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+    }
     if trial.memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (trial.memory_bytes, trial.memory_bytes))
+        wanted[resource.RLIMIT_AS] = trial.memory_bytes
+    limits.bound(wanted)
 
 
 def _run_problem(trial: Trial, session: Session) -> str:

@@ -10,12 +10,12 @@ import contextlib
 import fcntl
 import os
 import secrets
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
 
+from trtbuild.runtime import private_files
 from trtbuild.trust.lockfile import MAX_LOCK_BYTES, read_lock, wrong_lock
 from trtbuild.trust.memory import MAX_MEMORY_BYTES, Memory, read_memory, write_memory
 from trtbuild.trust.policy import (
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 
 POLICY_VARIABLE = "TRTBUILD_POLICY"
 STATE_VARIABLE = "TRTBUILD_STATE"
-
-
-class _UnusableError(Exception):
-    """A file is there and must not be used; the text says why."""
 
 
 def default_policy() -> Path:
@@ -70,13 +66,13 @@ def load_policy(name: str) -> Policy:
     if name == DEVELOPER:
         return DEVELOPER_POLICY
     try:
-        data = _private_bytes(Path(name), MAX_POLICY_BYTES)
-    except (OSError, _UnusableError) as error:
+        data = private_files.read_linked(Path(name), MAX_POLICY_BYTES)
+    except OSError as error:
         raise refusal(
             "T01",
             f"policy {name}: {_reason(error)}",
-            "a file of yours or root's that nobody else may write to",
-            f"Correct it (chmod go-w {name}), or name another with {POLICY_VARIABLE}",
+            "a file and folder of yours or root's that nobody else may write to",
+            f"Correct it, or name another with {POLICY_VARIABLE}",
         ) from error
     return read_policy(data, name)
 
@@ -85,15 +81,13 @@ def load_lock(path: Path) -> Lock:
     """Return the lockfile at ``path``.
 
     Raises:
-        TrustError: T02, it is missing or not what ``trtbuild lock`` writes.
+        TrustError: T02, it is missing, others may write to it, or it is not what
+            ``trtbuild lock`` writes.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_LOCK_BYTES + 1)
+        data = private_files.read_linked(path, MAX_LOCK_BYTES)
     except OSError as error:
         raise wrong_lock(str(path), _reason(error)) from error
-    if len(data) > MAX_LOCK_BYTES:
-        raise wrong_lock(str(path), f"it has more than {MAX_LOCK_BYTES} bytes")
     return read_lock(data, str(path))
 
 
@@ -106,10 +100,37 @@ def state_folder() -> Path:
 
 
 def make_state_folder() -> Path:
-    """Make the folder of :func:`state_folder` for its owner alone, and return it."""
+    """Make the folder of :func:`state_folder` for its owner alone, and return it.
+
+    Raises:
+        OSError: it cannot be made, or others may write to it.
+    """
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_files.check_folder(folder)
     return folder
+
+
+def is_marked(path: Path) -> bool:
+    """Tell whether :func:`mark` made ``path``; what others could have made is no mark."""
+    try:
+        private_files.check_folder(state_folder())
+        private_files.read(path, 0)
+    except OSError:
+        return False
+    return True
+
+
+def mark(path: Path) -> None:
+    """Make an empty file in a folder of the state folder, for :func:`is_marked`.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    make_state_folder()
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    private_files.check_folder(path.parent)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def load_memory() -> Memory:
@@ -120,10 +141,10 @@ def load_memory() -> Memory:
     """
     path = _memory_path()
     try:
-        data = _private_bytes(path, MAX_MEMORY_BYTES)
+        data = private_files.read(path, MAX_MEMORY_BYTES)
     except FileNotFoundError:
         return Memory()
-    except (OSError, _UnusableError) as error:
+    except OSError as error:
         raise _no_memory(path, error) from error
     return read_memory(data, str(path))
 
@@ -181,34 +202,14 @@ def _replace(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _private_bytes(path: Path, limit_bytes: int) -> bytes:
-    """Return the bytes of a file that only we or root may write to.
-
-    Links are followed, as volumes of a cluster have them; what is looked at is what is read.
-    """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _UnusableError("it is not a regular file")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise _UnusableError(f"it belongs to user {status.st_uid}")
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise _UnusableError("other users may write to it")
-        data = file.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise _UnusableError(f"it has more than {limit_bytes} bytes")
-    return data
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-
-
-def _no_memory(path: Path, error: Exception) -> TrustError:
+def _no_memory(path: Path, error: OSError) -> TrustError:
     return refusal(
         "T18",
         f"{path}: {_reason(error)}",
-        "a file of yours where trtbuild remembers which releases it loaded",
-        f"Repair it, or name a writable folder with {STATE_VARIABLE}",
+        "a file of yours, in a folder of yours, where trtbuild remembers what it loaded",
+        f"Repair it, or name a folder that only you may write to with {STATE_VARIABLE}",
     )

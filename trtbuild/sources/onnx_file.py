@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,11 @@ from trtbuild.graph.content import external_locations
 from trtbuild.graph.model import load_model, read_graph
 from trtbuild.sources import absolute
 from trtbuild.sources.shapes import check_dims
+from trtbuild.sources.snapshot import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from trtbuild.backends import Session
     from trtbuild.graph import Graph
     from trtbuild.sources import ExportRequest
@@ -40,8 +45,10 @@ def export(request: ExportRequest) -> Graph:
         RecipeError: a profile is for an unknown input, or has another rank.
         ExportError: a profile asks for a size that the file does not allow.
     """
-    path = absolute(request.location, request.folder)
-    graph = checked_graph(path)
+    original = absolute(request.location, request.folder)
+    path = plain(original, request.out.parent)
+    with _named(original, path):
+        graph = checked_graph(path)
     check_dims(graph.inputs, request.profiles)
     modern = _modern(path)
     if modern is None:
@@ -52,7 +59,22 @@ def export(request: ExportRequest) -> Graph:
 
 def reference(location: str, folder: Path) -> Session:
     """Return a session of the untouched file, whose Q/DQ pairs are computed as written."""
-    return open_graph(checked_graph(absolute(location, folder)).path, fused=False)
+    original = absolute(location, folder)
+    with tempfile.TemporaryDirectory() as name:  # a session keeps what it read of it
+        path = plain(original, Path(name))
+        with _named(original, path):
+            return open_graph(checked_graph(path).path, fused=False)
+
+
+@contextlib.contextmanager
+def _named(original: Path, copy: Path) -> Iterator[None]:
+    """Let errors name the user's file and not our copy of it."""
+    try:
+        yield
+    except SourceError as error:
+        if copy == original:
+            raise
+        raise SourceError(str(error).replace(str(copy), str(original))) from error
 
 
 def checked_graph(path: Path) -> Graph:

@@ -17,6 +17,7 @@ of a record's file is its last use, to the hour.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ class Store:
             StoreError: the store cannot be written; nothing is visible of the attempt.
         """
         with path.open("rb") as source:
-            size_bytes = path.stat().st_size
+            size_bytes = os.fstat(source.fileno()).st_size
             return self._put_blob(
                 name, iter(lambda: source.read(_CHUNK_BYTES), b""), size_bytes
             )
@@ -167,8 +168,10 @@ class Store:
             content = file_fault(self.path(blob.sha256), blob.bytes)
         return content is not None and not content.fault
 
-    def read(self, sha256: str) -> bytes:
+    def read(self, sha256: str, limit_bytes: int = _ANY_SIZE) -> bytes:
         """Return the blob's bytes, hashed in this process's memory.
+
+        One of more than ``limit_bytes``, its size in a record, is damaged: it is not read.
 
         Raises:
             BlobLostError: it is missing, or failed verification and was set aside; looking up
@@ -176,7 +179,7 @@ class Store:
             StoreError: it cannot be read.
         """
         with explained(self.root):
-            return self._verified(sha256, read_file(self.path(sha256), _ANY_SIZE)).data
+            return self._verified(sha256, read_file(self.path(sha256), limit_bytes)).data
 
     def verified_path(self, sha256: str) -> Path:
         """Return the blob's path after hashing the file; raises as :meth:`read`.

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from trtbuild.store.local import Store
 
 MAX_STATEMENT_BYTES = 1 << 20
+MAX_STATEMENTS = 1024
+"""About one engine; who loads it refuses to look at more."""
+
 _FOLDER = "att"
 
 
@@ -45,7 +48,8 @@ def put_statement(store: Store, subject_sha256: str, envelope: bytes) -> str:
 def statements(store: Store, subject_sha256: str) -> tuple[bytes, ...]:
     """Return the envelopes about an engine, in the order of their digests.
 
-    Files that are not what their name says, or not published by us, are left out.
+    Files that are not what their name says, or not published by us, are left out. Of more than
+    :data:`MAX_STATEMENTS` one more is returned, and the rest is not read.
 
     Raises:
         StoreError: they may be there, but cannot be read.
@@ -61,6 +65,8 @@ def statements(store: Store, subject_sha256: str) -> tuple[bytes, ...]:
                 store.note(path, "not a statement, or damaged: it does not count")
                 continue
             found.append(content.data)
+            if len(found) > MAX_STATEMENTS:
+                break
     return tuple(found)
 
 

@@ -6,12 +6,12 @@ is the engine's digest, with the release that it was admitted by. The file is co
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from trtbuild.engine import Value
+from trtbuild.trust import strict_toml
 from trtbuild.trust.candidate import Pin
 from trtbuild.trust.dsse import Sha256
 from trtbuild.trust.refusal import refusal
@@ -21,13 +21,9 @@ from trtbuild.trust.strict_json import MAX_INTEGER
 if TYPE_CHECKING:
     from trtbuild.errors import TrustError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 DEFAULT_NAME = "engines.lock"
-MAX_LOCK_BYTES = 4 << 20
+MAX_LOCK_BYTES = 1 << 20
+"""Over 5,000 engines."""
 
 _HEAD = """\
 # Which engines are served: written by "trtbuild lock", read by trtbuild.load(lock=...).
@@ -87,7 +83,7 @@ def read_lock(data: bytes, name: str) -> Lock:
         TrustError: T02, it is not exactly a lockfile.
     """
     try:
-        tables = tomllib.loads(data.decode("utf-8"))
+        tables = strict_toml.parse(data)
         if "schema" not in tables:
             raise wrong_lock(name, "it has no schema")
         return msgspec.convert(tables, Lock, strict=True)

@@ -7,13 +7,13 @@ is a rule that is not enforced.
 from __future__ import annotations
 
 import re
-import sys
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from trtbuild.engine import Value
+from trtbuild.trust import strict_toml
 from trtbuild.trust.dsse import Sha256
 from trtbuild.trust.keys import public_key
 from trtbuild.trust.refusal import refusal
@@ -23,11 +23,6 @@ from trtbuild.trust.versions import check_range
 if TYPE_CHECKING:
     from trtbuild.errors import TrustError
     from trtbuild.trust.keys import PublicKey
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MAX_POLICY_BYTES = 1 << 20
 DEVELOPER = "developer"
@@ -172,7 +167,7 @@ def read_policy(data: bytes, name: str) -> Policy:
         TrustError: T01, the message names table and key.
     """
     try:
-        tables = tomllib.loads(data.decode("utf-8"))
+        tables = strict_toml.parse(data)
         policy = msgspec.convert(tables, Policy, strict=True)
         found = [public_key(each.public).keyid for each in policy.keys]
     except (ValueError, msgspec.ValidationError) as error:

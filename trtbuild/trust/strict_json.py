@@ -87,12 +87,12 @@ def _check_depth(text: str) -> None:
 
 
 def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        message = f"the name {twice[:64]!r} occurs twice in one object"
-        raise StrictError(message)
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            message = f"the name {name[:64]!r} occurs twice in one object"
+            raise StrictError(message)
+        found[name] = value
     return found
 
 

@@ -44,6 +44,10 @@ class NoAnswerError(TierError):
     """A remote tier did not answer, or refuses this machine: all of it, not one object."""
 
 
+class TooLargeError(TierError):
+    """An object has more bytes than anybody reads of it: it alone is not to be used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Upload:
     """An object to be stored: bytes in memory, or a file.
@@ -112,7 +116,8 @@ def read_small(tier: Tier, name: str, limit_bytes: int) -> bytes | None:
     """Return an object whole, None where none is.
 
     Raises:
-        TierError: the tier cannot tell, or the object is larger than ``limit_bytes``.
+        TierError: the tier cannot tell.
+        TooLargeError: the object is larger than ``limit_bytes``.
     """
     chunks = tier.get(name, limit_bytes)
     return None if chunks is None else b"".join(chunks)
@@ -130,7 +135,7 @@ def bounded(uri: str, name: str, chunks: Iterable[bytes], limit_bytes: int) -> I
 
 def too_large(uri: str, name: str, limit_bytes: int) -> TierError:
     """Return the error that says that an object is larger than it may be."""
-    return TierError(
+    return TooLargeError(
         f"{uri}: {name} has more than the {limit_bytes} bytes that it may have: it was not "
         f"read. Delete it there, and push it again from a sound store"
     )

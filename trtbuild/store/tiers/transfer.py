@@ -18,14 +18,19 @@ from trtbuild.store.record import (
     encode_record,
     is_digest,
 )
-from trtbuild.store.statements import MAX_STATEMENT_BYTES, put_statement, statements
+from trtbuild.store.statements import (
+    MAX_STATEMENT_BYTES,
+    MAX_STATEMENTS,
+    put_statement,
+    statements,
+)
 from trtbuild.store.tiers.names import (
     blob_name,
     record_name,
     statement_name,
     statements_prefix,
 )
-from trtbuild.store.tiers.tier import TierError, Upload, read_small
+from trtbuild.store.tiers.tier import TierError, TooLargeError, Upload, read_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +38,6 @@ if TYPE_CHECKING:
     from trtbuild.store.local import Store
     from trtbuild.store.record import Blob, Record
     from trtbuild.store.tiers.tier import Tier
-
-_MAX_STATEMENTS = 64
-"""Of one engine; whoever may write could put any number there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,24 +119,49 @@ def pull(
 
 
 def pull_statements(tier: Tier, store: Store, record: Record) -> int:
-    """Bring the statements about an engine that ``store`` lacks; return how many those were."""
+    """Bring the statements about an engine that ``store`` lacks; return how many those were.
+
+    Whoever may write there could put anything beside the good ones: what is damaged or too
+    large is passed over, and what would be too many to be looked at. Both become incidents.
+    """
     brought = 0
     for subject in subjects(record):
         known = {hashlib.sha256(each).hexdigest() for each in statements(store, subject)}
-        for name in list(tier.names(statements_prefix(subject)))[:_MAX_STATEMENTS]:
-            sha256 = name.rpartition("/")[2]
-            if not is_digest(sha256) or sha256 in known:
-                continue
-            if name != statement_name(subject, sha256):
-                continue
-            envelope = read_small(tier, name, MAX_STATEMENT_BYTES)
-            if envelope is None:
-                continue
-            if hashlib.sha256(envelope).hexdigest() != sha256:
-                raise _damaged(tier.uri, name, "its bytes have another digest")
-            put_statement(store, subject, envelope)
-            brought += 1
+        lacking = [
+            name
+            for name in tier.names(statements_prefix(subject))
+            if _is_lacking(name, subject, known)
+        ]
+        room = max(0, MAX_STATEMENTS - len(known))
+        if len(lacking) > room:
+            store.note(
+                f"{tier.uri}/{statements_prefix(subject)}",
+                f"{len(lacking) - room} statements were passed over: at most {MAX_STATEMENTS} "
+                "about one engine are kept. Delete there what is none",
+            )
+        brought += sum(_pull_statement(tier, store, subject, name) for name in lacking[:room])
     return brought
+
+
+def _is_lacking(name: str, subject: str, known: set[str]) -> bool:
+    sha256 = name.rpartition("/")[2]
+    return is_digest(sha256) and sha256 not in known and name == statement_name(subject, sha256)
+
+
+def _pull_statement(tier: Tier, store: Store, subject: str, name: str) -> bool:
+    """Bring one statement; False where there is none, or one that is not to be used."""
+    try:
+        envelope = read_small(tier, name, MAX_STATEMENT_BYTES)
+    except TooLargeError as error:
+        store.note(f"{tier.uri}/{name}", f"passed over: {error}")
+        return False
+    if envelope is None:
+        return False
+    if hashlib.sha256(envelope).hexdigest() != name.rpartition("/")[2]:
+        store.note(f"{tier.uri}/{name}", "passed over: its bytes have another digest")
+        return False
+    put_statement(store, subject, envelope)
+    return True
 
 
 def push(
