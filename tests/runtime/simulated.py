@@ -286,7 +286,7 @@ class Api:
                 engine_host_code_allowed=True,
                 deserialize_cuda_engine=lambda plan: (
                     _Engine(device, late=late, scratch=scratch, exclusive=exclusive)
-                    if plan == b"plan"
+                    if plan.startswith(b"plan")
                     else None
                 ),
             ),

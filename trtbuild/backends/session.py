@@ -63,22 +63,28 @@ class Attached(Value, frozen=True, kw_only=True):
 
     ``plugins`` are the contents of libraries, whose digests ``plugin_digests``, the setting of
     its key, holds joined by commas. ``weights`` is the network, as ONNX, whose weights an
-    engine is given that was stored without them; empty for all others.
+    engine is given that was stored without them; empty for all others. ``streams_weights``:
+    it was built to hold only some of them on the device.
     """
 
     plugins: tuple[bytes, ...] = ()
     plugin_digests: str = ""
     weights: bytes = b""
+    streams_weights: bool = False
 
 
 NOTHING = Attached()
 
 
 class Plan(Value, frozen=True, kw_only=True):
-    """The bytes of an engine, and the network whose weights it is given, if it has none."""
+    """The bytes of an engine, and the network whose weights it is given, if it has none.
+
+    ``streams_weights``: not all of its weights need to be on the device.
+    """
 
     engine: bytes
     weights: bytes = b""
+    streams_weights: bool = False
 
 
 class LoadedSession(Session, Protocol):

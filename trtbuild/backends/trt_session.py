@@ -21,7 +21,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import MissingBackendError, TrustError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from trtbuild.backends.session import Attached, LoadedSession, SessionOptions
     from trtbuild.backends.trt_api import Api
@@ -210,14 +210,34 @@ def open_session(
     reason = lacks(target.backend, machine)
     if reason or machine.library is None:
         raise MissingBackendError(reason)
-    from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
-
+    open_engine = _opener(machine)
     index = max(gpu.index_for(target, options.device), 0)  # TensorRT itself refuses it there
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
     labels = {"backend": target.backend, "arch": target.arch}
-    plan = Plan(engine=engine, weights=attached.weights)
-    return trt_device.open_engine(plan, index, found, options, labels)
+    plan = Plan(
+        engine=engine, weights=attached.weights, streams_weights=attached.streams_weights
+    )
+    return open_engine(plan, index, found, options, labels)
+
+
+def _opener(machine: Machine) -> Callable[..., LoadedSession]:
+    """Return what opens engines.
+
+    Raises:
+        MissingBackendError: the driver lacks what PyCUDA was built for.
+    """
+    try:
+        from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
+    except ImportError as error:
+        cuda = ".".join(map(str, machine.driver))
+        raise MissingBackendError(
+            f"PyCUDA does not load with this machine's driver, which is for CUDA {cuda}: "
+            f"{error}. Build PyCUDA with a CUDA toolkit of {cuda} or older (pip install "
+            "--force-reinstall --no-cache-dir --no-binary pycuda pycuda), or install a newer "
+            "driver"
+        ) from error
+    return trt_device.open_engine
 
 
 def load_plugins(found: Api, attached: Attached, what: str) -> None:
@@ -230,7 +250,8 @@ def load_plugins(found: Api, attached: Attached, what: str) -> None:
     if not (attached.plugins or attached.plugin_digests):
         return
     trt = found.trt
-    trt.init_libnvinfer_plugins(found.logger, "")
+    if hasattr(trt, "init_libnvinfer_plugins"):  # the lean runtime has no plug-ins of its own
+        trt.init_libnvinfer_plugins(found.logger, "")
 
     def register(path: str) -> bool:
         registry = trt.get_plugin_registry()

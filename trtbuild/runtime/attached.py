@@ -30,4 +30,5 @@ def attached(store: Store, manifest: Manifest) -> Attached:
         plugins=tuple(store.read(sha256) for sha256 in plugins.split(",") if sha256),
         plugin_digests=plugins,
         weights=store.read(manifest.weights_sha256) if manifest.weights_sha256 else b"",
+        streams_weights=bool(settings.get("weight_streaming")),
     )

@@ -54,8 +54,12 @@ def load(
         admitted.data, target, options, admitted.attached, profiles
     )
     session.stats.label("engine", manifest.sha256[:12])
-    if warmup_runs:
-        warmup.warm_up(session, profiles, warmup_runs)
+    try:
+        if warmup_runs:
+            warmup.warm_up(session, profiles, warmup_runs)
+    except BaseException:
+        session.close()
+        raise
     metrics.register(session)
     return session
 
