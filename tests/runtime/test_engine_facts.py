@@ -147,3 +147,17 @@ def test_a_driver_older_than_pycuda_is_told_with_what_to_install(
     )
     with pytest.raises(MissingBackendError, match=r"is for CUDA 12\.4: .*newer driver"):
         trt_session._opener(machine)  # noqa: SLF001  what opens every engine
+
+
+def test_measuring_engines_drops_no_finding_of_their_build() -> None:
+    """Several are built, opened and timed in one process, and then the findings are read."""
+    found = Api(Deserialized())
+    found.messages.take("WARNING", "weights were rounded to zero")
+    engine = opened(found)
+    found.messages.take("ERROR", "of a call")
+    engine.forget()
+    assert not engine.logged_errors()
+    assert found.messages.warnings == ["weights were rounded to zero"]
+    for number in range(3000):  # and a service that runs for months keeps few
+        found.messages.take("WARNING", f"{number}")
+    assert len(found.messages.warnings) == 1000
