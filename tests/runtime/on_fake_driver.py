@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from tests.runtime.simulated import Array
     from trtbuild.backends.session import LoadedSession
+    from trtbuild.verification.turns import Lane
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
 DRIVER.fake_call.argtypes = [ctypes.c_long]
@@ -56,8 +57,8 @@ DRIVER.fake_engine(ENGINE)
 def opened(**options: Any) -> Iterator[LoadedSession]:  # noqa: ANN401  those of SessionOptions
     late = options.pop("late", False)
     api: Any = simulated.Api(DEVICE, late=late)
-    given = (Plan(engine=b"plan"), 0, api, SessionOptions(**options), {})
-    with trt_device.open_engine(*given) as session:
+    plan = Plan(engine=b"plan")
+    with trt_device.open_engine(plan, 0, api, SessionOptions(**options), {}) as session:
         yield session
 
 
@@ -111,7 +112,8 @@ def lanes() -> None:
             opened(late=late) as session,
             cuda_lanes.open_lanes(session, {"x": rows(3)}, 0) as it,
         ):
-            for lane in (*it.events.values(), it.host):
+            every: list[Lane] = [*it.events.values(), it.host]
+            for lane in every:
                 for _ in range(20):
                     assert lane.call() > 0
             assert [each.host_bound for each in it.events.values()] == (

@@ -38,17 +38,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "driver.c"
     source.write_text(text + "".join(f"int {name}(void) {{ return 0; }}\n" for name in rest))
     library = folder / "libcuda.so.1"
-    options = [
-        "-shared",
-        "-fPIC",
-        "-w",
-        "-Wl,-soname,libcuda.so.1",
-        "-o",
-        library,
-        source,
-        "-ldl",
-    ]
-    subprocess.run([compiler, *options], check=True)
+    kind = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([compiler, *kind, "-o", str(library), str(source), "-ldl"], check=True)
     return folder
 
 
