@@ -19,6 +19,7 @@ from tests.pipeline import models  # noqa: E402  as above
 from trtbuild.backends import gpu as driver  # noqa: E402  as above
 from trtbuild.backends import nvml, processor  # noqa: E402  as above
 from trtbuild.backends.session import SessionOptions  # noqa: E402  as above
+from trtbuild.report.document import Report, SkippedTarget, SourceReport  # noqa: E402  as above
 from trtbuild.store import Store  # noqa: E402  as above
 
 if TYPE_CHECKING:
@@ -153,6 +154,18 @@ def test_a_model_without_an_engine_is_told_and_the_next_one_runs(
     monkeypatch.setattr(gpu, "_recipe", lambda *_: recipe)
     gpu.race("small", "fp32", "tensorrt", tmp_path)
     assert capsys.readouterr().out.startswith("\nsmall fp32: no engine: ")
+
+
+def test_a_target_that_is_skipped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "archs", lambda: ("sm_90",))
+    monkeypatch.setattr(gpu, "_recipe", lambda *_: None)
+    skipped = SkippedTarget(target="tensorrt:sm_90", reason="it is not installed")
+    source = SourceReport(framework="torch", digest="")
+    report = Report(recipe="", source=source, stages=(), engines=(), skipped_targets=(skipped,))
+    monkeypatch.setattr(gpu, "build_recipe", lambda *_, **__: report)
+    assert gpu.built("small", "fp32", "tensorrt", tmp_path) == "it is not installed"
 
 
 def test_a_report_says_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:

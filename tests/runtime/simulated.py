@@ -47,7 +47,7 @@ class Device:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executions = 0
         self.log: list[str] = []
-        self.copies = 0
+        self.copies = self.captures = 0
         self.held: Array = None  # the flag of a stream that waits for it
         self.waits: list[tuple[int, int]] = []  # who waits for which stream
         self.running: set[int] = set()
@@ -206,7 +206,8 @@ def fill_bindings(module: Array, device: Device) -> None:
         works, device.capturing = device.capturing or [], None
         if device.captures_fail:
             return codes.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
-        number = len(device.graphs) + 1
+        device.captures += 1
+        number = device.captures
         device.graphs[number] = works
         return codes.CUDA_SUCCESS, number
 
@@ -292,7 +293,7 @@ class Api:
                 tempfile_control_flags=3,
                 deserialize_cuda_engine=lambda plan: (
                     _Engine(device, late=late, scratch=scratch, exclusive=exclusive)
-                    if plan == b"plan"
+                    if plan.startswith(b"plan")
                     else None
                 ),
             ),

@@ -37,6 +37,11 @@ def test_most_engines_need_nothing(store: Store) -> None:
     assert attached(store, manifest(store)) == NOTHING
 
 
+def test_an_engine_that_streams_its_weights_says_so(store: Store) -> None:
+    assert attached(store, manifest(store, weight_streaming=True)).streams_weights
+    assert not attached(store, manifest(store, weight_streaming=False)).streams_weights
+
+
 def test_libraries_come_in_the_order_of_the_key(store: Store) -> None:
     digests = ",".join(
         store.put_bytes(f"plugin-{i}", text).sha256 for i, text in enumerate((b"one", b"two"))

@@ -358,6 +358,23 @@ def test_too_little_memory_for_one_context_is_an_error_before_any_call(
     assert device.live == {}
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_engine_that_streams_its_weights_may_be_larger_than_the_device(
+    streams: bool,  # noqa: FBT001  a parameter of the test
+    device: simulated.Device,
+) -> None:
+    module = importlib.import_module("trtbuild.backends.trt_device")
+    device.free_bytes = (64 << 20) + 5000
+    plan = Plan(engine=b"plan" + bytes(1 << 20), streams_weights=streams)
+    arguments = (plan, 0, simulated.Api(device), SessionOptions(contexts=1), LABELS)
+    if streams:
+        with module.open_engine(*arguments) as opened:
+            np.testing.assert_array_equal(opened.run({"x": rows(1)})["y"], 2 * rows(1))
+    else:
+        with pytest.raises(MissingBackendError, match="the engine's file"):
+            module.open_engine(*arguments)
+
+
 def test_bytes_that_are_no_engine_are_refused(device: simulated.Device) -> None:
     module = importlib.import_module("trtbuild.backends.trt_device")
     with pytest.raises(TrustError, match="refuses the engine"):

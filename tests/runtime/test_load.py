@@ -28,6 +28,7 @@ from trtbuild.store.metrics import summarize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trtbuild.backends.session import LoadedSession
     from trtbuild.engine import EngineKey
 
 ROOT = Path(__file__).parents[2]
@@ -245,3 +246,21 @@ def test_a_service_imports_no_onnx_no_framework_and_no_command_line(
         "torch",
         "typer",
     }
+
+
+def test_a_load_that_is_stopped_while_it_warms_up_leaves_no_session(
+    built: tuple[Store, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[LoadedSession] = []
+
+    def stopped(session: LoadedSession, _profiles: object, _runs: int) -> None:
+        seen.append(session)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trtbuild.runtime.warmup.warm_up", stopped)
+    store, manifest = built
+    with pytest.raises(KeyboardInterrupt):
+        trtbuild.load(manifest.key, str(store.root))
+    (session,) = seen
+    with pytest.raises(UsageError, match="closed"):
+        session.run({"x": models.images(1)})

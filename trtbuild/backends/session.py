@@ -65,13 +65,15 @@ class Attached(Value, frozen=True, kw_only=True):
     ``plugins`` are the contents of libraries, whose digests ``plugin_digests``, the setting of
     its key, holds joined by commas. ``weights`` is the network, as ONNX, whose weights an
     engine is given that was stored without them; empty for all others. ``dla_core`` is the
-    accelerator of a Jetson that it was built for, -1 for none.
+    accelerator of a Jetson that it was built for, -1 for none. ``streams_weights``: it was
+    built to hold only some of them on the device.
     """
 
     plugins: tuple[bytes, ...] = ()
     plugin_digests: str = ""
     weights: bytes = b""
     dla_core: int = -1
+    streams_weights: bool = False
 
 
 NOTHING = Attached()
@@ -83,6 +85,7 @@ class Plan(Value, frozen=True, kw_only=True):
     engine: bytes
     weights: bytes = b""
     dla_core: int = -1
+    streams_weights: bool = False
 
 
 class LoadedSession(Session, Protocol):

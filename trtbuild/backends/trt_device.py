@@ -54,7 +54,8 @@ def open_engine(
     device = cuda_device.device(index)
     with device.active():
         with device.lock:
-            device.require("the engine's file", len(plan.engine) + len(plan.weights))
+            if not plan.streams_weights:  # its budget is what of them has to fit
+                device.require("the engine's file", len(plan.engine) + len(plan.weights))
             engine = Engine(plan, found, options, device.free_bytes)
         return TrtSession(engine, device, options, labels)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trtbuild.backends import trt_refit
+from trtbuild.backends.diagnosis import MEMORY_WORDS
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import Bounds
 from trtbuild.backends.trt_api import place_on_dla, started
@@ -48,6 +49,7 @@ class Engine:
         if plan.weights:
             self._complete(plan.weights)
         self._set_weight_budget(options, free_bytes)
+        self._kernels: Any = None
         self._config = self._runtime_config()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         reading = self._trt.TensorIOMode.INPUT
@@ -144,6 +146,7 @@ class Engine:
     def close(self) -> None:
         """Free the engine, after its contexts."""
         self._config = None
+        self._kernels = None
         self._engine = None
         self._runtime = None
 
@@ -173,6 +176,13 @@ class Engine:
         self.forget()
         loaded = self._runtime.deserialize_cuda_engine(plan)
         if loaded is None or self.logged_errors():
+            said = " ".join(self._api.messages.errors)
+            if any(word in said for word in (*MEMORY_WORDS, "out of memory")):
+                message = (
+                    f"{self.title} has no memory for the engine: {said}. Free memory of the "
+                    "GPU (nvidia-smi tells who holds it) or of this machine"
+                )
+                raise NoRoomError(message)
             raise TrustError(self.refusal("refuses the engine"))
         return loaded
 
@@ -242,7 +252,9 @@ class Engine:
         config = self._engine.create_runtime_config()
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         config.set_execution_context_allocation_strategy(strategy)
-        config.set_runtime_cache(config.create_runtime_cache())
+        # Nothing says that the configuration keeps its cache alive: it must outlive contexts.
+        self._kernels = config.create_runtime_cache()
+        config.set_runtime_cache(self._kernels)
         return config
 
     def _scratch_bytes(self) -> int:
@@ -258,14 +270,21 @@ class Engine:
         return bool(self._engine.get_aliased_input_tensor(output))
 
     def _bounds(self, name: str, profile: int) -> Bounds:
-        if name in self.host and hasattr(self._engine, "get_tensor_profile_values"):
-            found = self._engine.get_tensor_profile_values(profile, name)
-            if found:
-                low, tuned, high = (tuple(int(v) for v in values) for values in found)
-                return Bounds(min=low, opt=tuned, max=high)
+        found = self._values(name, profile) if name in self.host else None
+        if found:
+            low, tuned, high = (_sizes(values) for values in found)
+            return Bounds(min=low, opt=tuned, max=high)
         shapes = self._engine.get_tensor_profile_shape(name, profile)
         low, tuned, high = (_sizes(dims) for dims in shapes)
         return Bounds(min=low, opt=tuned, max=high)
+
+    def _values(self, name: str, profile: int) -> Any:  # noqa: ANN401  untyped bindings
+        """Return the least, the tuned and the largest values of an input that is a shape."""
+        if hasattr(self._engine, "get_tensor_profile_values"):
+            return self._engine.get_tensor_profile_values(profile, name)
+        if hasattr(self._engine, "get_profile_shape_input"):  # as 8.6 calls it
+            return self._engine.get_profile_shape_input(profile, name)
+        return None
 
     def _spec(self, name: str) -> TensorSpec:
         dtype = self._api.dtype(self._engine.get_tensor_dtype(name))

@@ -214,8 +214,7 @@ def open_session(
     from trtbuild.backends import trt_device  # noqa: PLC0415  its imports need a driver
 
     labels = {"backend": target.backend, "arch": target.arch}
-    plan = Plan(engine=engine, weights=attached.weights, dla_core=attached.dla_core)
-    return trt_device.open_engine(plan, index, found, options, labels)
+    return trt_device.open_engine(_plan(engine, attached), index, found, options, labels)
 
 
 def layer_ms(
@@ -237,7 +236,7 @@ def layer_ms(
     found, index = prepared(target, options, attached)
     from trtbuild.backends import trt_times  # noqa: PLC0415  its imports need a driver
 
-    plan = Plan(engine=engine, weights=attached.weights, dla_core=attached.dla_core)
+    plan = _plan(engine, attached)
     return trt_times.engine_layer_ms(plan, index, found, options, inputs)
 
 
@@ -252,10 +251,38 @@ def prepared(target: Target, options: SessionOptions, attached: Attached) -> tup
     reason = lacks(target.backend, machine)
     if reason or machine.library is None:
         raise MissingBackendError(reason)
+    _require_pycuda(machine)
     found = library_api(target.backend, machine.library.module)
     load_plugins(found, attached, f"engine for {target}")
     index = gpu.index_for(target, options.device)
     return found, max(index, 0)  # of no GPU here: TensorRT itself refuses it there
+
+
+def _plan(engine: bytes, attached: Attached) -> Plan:
+    return Plan(
+        engine=engine,
+        weights=attached.weights,
+        dla_core=attached.dla_core,
+        streams_weights=attached.streams_weights,
+    )
+
+
+def _require_pycuda(machine: Machine) -> None:
+    """Refuse a PyCUDA that was built for more than this machine's driver has.
+
+    Raises:
+        MissingBackendError: it does not load.
+    """
+    try:
+        from trtbuild.backends import trt_device  # noqa: F401, PLC0415  its imports need a driver
+    except ImportError as error:
+        cuda = ".".join(map(str, machine.driver))
+        raise MissingBackendError(
+            f"PyCUDA does not load with this machine's driver, which is for CUDA {cuda}: "
+            f"{error}. Build PyCUDA with a CUDA toolkit of {cuda} or older (pip install "
+            "--force-reinstall --no-cache-dir --no-binary pycuda pycuda), or install a newer "
+            "driver"
+        ) from error
 
 
 def load_plugins(found: Api, attached: Attached, what: str) -> None:
@@ -270,8 +297,8 @@ def load_plugins(found: Api, attached: Attached, what: str) -> None:
         TrustError: one is not the one of the key.
     """
     trt, messages = found.trt, found.messages
-    if found.backend == _TENSORRT:
-        trt.init_libnvinfer_plugins(found.logger, "")
+    if found.backend == _TENSORRT and hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(found.logger, "")  # the lean runtime has none of its own
     if not (attached.plugins or attached.plugin_digests):
         return
 

@@ -31,4 +31,5 @@ def attached(store: Store, manifest: Manifest) -> Attached:
         plugin_digests=plugins,
         dla_core=int(settings.get("dla_core", -1)),
         weights=store.read(manifest.weights_sha256) if manifest.weights_sha256 else b"",
+        streams_weights=bool(settings.get("weight_streaming")),
     )

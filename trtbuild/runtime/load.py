@@ -53,8 +53,12 @@ def load(
     with _counted(opened):
         admitted = admit(opened, str(engine), terms, options)
         session = _opened(admitted, options)
-    if warmup_runs:
-        warmup.warm_up(session, admitted.manifest.preimage.profiles, warmup_runs)
+    try:
+        if warmup_runs:
+            warmup.warm_up(session, admitted.manifest.preimage.profiles, warmup_runs)
+    except BaseException:
+        session.close()
+        raise
     metrics.register(session)
     return session
 
