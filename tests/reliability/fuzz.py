@@ -25,7 +25,7 @@ from trtbuild.pipeline.run import run as loaded
 
 SECONDS = 300
 """A run that takes longer hangs. Most take below one; TensorRT-RTX needs 5 s for 2,000 nodes in
-a row on an idle machine, and minutes for 4,000, so that rows end at the former."""
+a row on an idle machine, and minutes for 4,000, so that rows end at 1,000."""
 TYPED = {0, 2, 3, 4, 5, 6}
 RTX = "tensorrt-rtx"
 WAYS = {

@@ -249,7 +249,7 @@ def _ends(model: onnx.ModelProto, draw: random.Random) -> None:
 
 def _deep(model: onnx.ModelProto, draw: random.Random) -> None:
     tail = model.graph.output[0].name if model.graph.output else "y"
-    for at in range(draw.choice((100, 1000, 2000))):
+    for at in range(draw.choice((100, 300, 1000))):
         model.graph.node.add(op_type="Relu", input=[tail], output=[f"deep{at}"])
         tail = f"deep{at}"
     if model.graph.output:

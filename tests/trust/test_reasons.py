@@ -36,7 +36,9 @@ def release(subject: Forge, seq: int, *, promoted: bool, days: int = 90) -> list
 
 
 @pytest.mark.parametrize(
-    ("days", "seen", "code"), [(-1, 0, "T07"), (90, SEQ + 5, "T06"), (90, 0, "")]
+    ("days", "seen", "code"),
+    [(-1, 0, "T07"), (90, SEQ + 5, "T06"), (90, 0, "")],
+    ids=["expired", "overtaken", "good"],
 )
 def test_a_newer_release_that_waits_for_promotion_hides_no_reason(
     built: Path, days: int, seen: int, code: str

@@ -143,7 +143,12 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in tensor.external_data}
+    return {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
+
+
+def _text(found: object) -> str:
+    """Return what should be text; protobuf hands out bytes where a damaged file has others."""
+    return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
 
 def _tensor_digest(tensor: onnx.TensorProto, path: Path) -> bytes:
