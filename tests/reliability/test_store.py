@@ -25,11 +25,14 @@ from tests.reliability.shim import shimmed
 from tests.store.engines import engine_key, put_engine
 from tests.store.test_lease import run_processes
 from trtbuild.canonical import digest
+from trtbuild.engine import MANIFEST_SCHEMA, Manifest
 from trtbuild.errors import StoreError
+from trtbuild.runtime.admission import candidate_of
 from trtbuild.store import BlobLostError, Store, make_record
 from trtbuild.store.audit import audit
 from trtbuild.store.collect import Limits, collect
-from trtbuild.store.pins import pin
+from trtbuild.store.pins import pin, pins
+from trtbuild.store.resolve import find_engine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -277,18 +280,35 @@ def test_100_000_entries_are_collected_and_nothing_live_is_lost(store: Store) ->
     assert store.get("ranges", key_of(0)) is None
 
 
-def test_a_store_of_schema_1_is_read(tmp_path: Path) -> None:
-    """V1: written by version 0.1.0; each released schema keeps such a file."""
+@pytest.mark.parametrize("schema", [1, MANIFEST_SCHEMA])
+def test_a_store_of_every_schema_is_read(schema: int, tmp_path: Path) -> None:
+    """V1: the first was written by version 0.1.0; each schema of a manifest has such a file."""
     root = tmp_path / "store"
-    for name, text in json.loads((HERE / "store-v1.json").read_text()).items():
+    for name, text in json.loads((HERE / f"store-v{schema}.json").read_text()).items():
         (root / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         (root / name).write_text(text)
     root.chmod(0o700)
     store = Store.open(str(root))
     (record,) = store.records("engine")
-    assert store.get("engine", record.key) == record
-    assert store.read(record.blobs[0].sha256) == b"plan for sm_89"
+    sha256 = record.blobs[0].sha256
     assert record.key == engine_key("sm_89", 3).digest
+    for name in (record.key, sha256, sha256[:8]):
+        assert find_engine(store, name) == record
+    assert store.get("engine", record.key, Manifest) == record
+    manifest = record.read(Manifest)
+    assert (manifest.schema, manifest.sha256, manifest.refit_of) == (schema, sha256, "")
+    assert manifest.preimage.digest == record.key
+    pin(store, record, "release")
+    assert pins(store)["pins/release"].sha256 == sha256
+    assert candidate_of(store, record).sha256 == sha256
+    shown = subprocess.run(
+        [sys.executable, "-m", "trtbuild", "inspect", sha256, "--store", str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "tensorrt-rtx:sm_89" in shown.stdout
     assert audit(store, repair=False, say=quiet).sound
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from trtbuild.backends import distributions
 from trtbuild.canonical import digest, encode
-from trtbuild.engine import Value
+from trtbuild.engine import Manifest, Value
 from trtbuild.sources.dependencies import file_digest, folder_digest
 from trtbuild.store import make_record
 
@@ -92,7 +92,8 @@ def remember(
             look=Look() if complete else needed,
             answer=msgspec.Raw(encode(answer) if complete else _NONE),
         )
-        stored = store.put(make_record("memo", key, {"question": question}, link)).read(Link)
+        record = make_record("memo", key, {"question": question}, link)
+        stored = store.put(record, Link).read(Link)
         if stored.answered:
             return
         covered = _union(covered, stored.look)
@@ -126,7 +127,7 @@ def _next_key(store: Store, key: str, look: Look) -> str:
 
 
 def _bytes_of(store: Store, engine: str) -> list[str]:
-    record = store.get("engine", engine)
+    record = store.get("engine", engine, Manifest)
     return [blob.sha256 for blob in record.blobs] if record else []
 
 
