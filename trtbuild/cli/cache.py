@@ -58,13 +58,15 @@ def list_engines(
 ) -> None:
     """List the engines in the store, newest first."""
     from trtbuild.store import Store
+    from trtbuild.store.resolve import get_engine
 
     opened = None if source else Store.open_existing(store)
     if opened is None:
         place, records = cache_tiers.remote_engines(source)
     else:
         place = str(opened.root)
-        records = sorted(opened.records("engine"), key=lambda each: each.created, reverse=True)
+        found = (get_engine(opened.here, key) for key in opened.keys("engine", ""))
+        records = sorted(filter(None, found), key=lambda each: each.created, reverse=True)
     rows = [(record, _manifest(record)) for record in records]
     if json:
         _print_json({"schema": 1, "engines": [_entry(*row) for row in rows]})

@@ -218,10 +218,11 @@ def _collection_lines(found: Collection) -> list[str]:
         f"kept by pins {shown_size(found.pinned_bytes)}",
         f"kept as used or made of late {shown_size(found.recent_bytes)}",
     ]
-    if found.quarantined or found.temporaries:
+    if found.quarantined or found.temporaries or found.beside:
         lines.append(
-            f"removed {found.quarantined} old files of the quarantine and {found.temporaries} "
-            "left by dead processes"
+            f"{verb} {found.quarantined} old files of the quarantine, {found.beside} "
+            "checkpoints, statements and marks that belong to nothing, and "
+            f"{found.temporaries} files left by dead processes"
         )
     lines += [f"pin {name}: its engine is lost" for name in found.broken_pins]
     if not found.small_enough:
