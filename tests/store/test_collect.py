@@ -18,6 +18,7 @@ from trtbuild.store.checkpoint import checkpoint
 from trtbuild.store.collect import Limits, collect
 from trtbuild.store.lease import flight
 from trtbuild.store.pins import pin, pins, unpin
+from trtbuild.store.remains import remains, remove
 from trtbuild.store.statements import put_statement
 
 if TYPE_CHECKING:
@@ -306,3 +307,12 @@ def test_an_engine_and_what_finds_it_go_together_though_half_would_do(store: Sto
     found = collect(store, limits(size - 1, size - 1))
     assert found.records == 2
     assert audit(store, repair=False, say=lambda _: None).faults == ()
+
+
+def test_statements_stay_if_their_engine_came_back_since_they_were_looked_at(
+    store: Store,
+) -> None:
+    engine, _ = full(store)
+    about = [each for each in remains(store) if each.subject == engine.blobs[0].sha256]
+    assert [remove(store, each) for each in about] == [False, False]
+    assert beside(store)["att"] == 2

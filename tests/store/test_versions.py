@@ -16,7 +16,7 @@ from trtbuild.errors import StoreError
 from trtbuild.store import Store, find_engine, make_record
 from trtbuild.store.audit import audit
 from trtbuild.store.collect import Limits, collect
-from trtbuild.store.lease import get_or_make
+from trtbuild.store.lease import flight, get_or_make
 from trtbuild.store.pins import pin
 from trtbuild.store.resolve import get_engine
 
@@ -177,3 +177,11 @@ def test_fields_of_a_manifest_do_not_change_without_its_schema() -> None:
     """Whoever changes them raises MANIFEST_SCHEMA, and writes here what they are then."""
     fields = sorted(Manifest.__struct_fields__)
     assert (MANIFEST_SCHEMA, digest("fields", fields)[:12]) == (2, "b54d3eb2b9b8")
+
+
+def test_while_a_key_is_being_made_the_records_of_all_versions_stay(store: Store) -> None:
+    of_another_version(store)
+    put_engine(store, KEY, b"ours")
+    with flight(store, "engine", KEY.digest, int) as found:
+        assert found is None
+        assert collect(store, ALL).records == 0

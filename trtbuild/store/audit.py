@@ -171,7 +171,7 @@ def _audit_plans(store: Store, count: _Count) -> None:
         except OtherShapeError:
             continue
         blobs = count.engines.get(key)
-        if blobs is None or (blobs and record.key not in blobs):
+        if blobs is None :
             reason = f"engine {key} that it names is " + (
                 "lost" if blobs is None else "another"
             )
