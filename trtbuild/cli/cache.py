@@ -80,7 +80,13 @@ def list_engines(
 
 
 @app.command()
-def show(engine: EngineArgument, store: StoreOption = "", *, json: JsonOption = False) -> None:
+def show(
+    engine: EngineArgument,
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+    _offline: OfflineOption = False,
+) -> None:
     """Show one record: its blobs, what its key was made of, and its manifest.
 
     The key of any other record (ranges, network ...) is taken as well.
@@ -103,6 +109,7 @@ def why(
     store: StoreOption = "",
     *,
     json: JsonOption = False,
+    _offline: OfflineOption = False,
 ) -> None:
     """Say in which fields two keys differ, with both values."""
     from trtbuild.errors import UsageError

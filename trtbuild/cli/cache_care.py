@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption, finite
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption, finite
 
 if TYPE_CHECKING:
     from trtbuild.store.collect import Collection
@@ -54,6 +54,7 @@ def pin(
     store: StoreOption = "",
     *,
     json: JsonOption = False,
+    _offline: OfflineOption = False,
 ) -> None:
     """Keep an engine whatever 'cache gc' removes; without ENGINE list the pins.
 

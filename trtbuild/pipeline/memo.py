@@ -17,6 +17,7 @@ from trtbuild.canonical import digest, encode
 from trtbuild.engine import Manifest, Value
 from trtbuild.sources.dependencies import file_digest, folder_digest
 from trtbuild.store import make_record
+from trtbuild.store.counters import Tally, count
 
 if TYPE_CHECKING:
     from trtbuild.sources.dependencies import Dependencies
@@ -82,6 +83,7 @@ def remember(
     to either state.
     """
     if _stale(dependencies):
+        count(store, Tally(tier="local", kind="memo", outcome="bypass", count=1))
         return
     needed = _look_of(dependencies, engines)
     covered = Look()

@@ -171,10 +171,9 @@ def _audit_plans(store: Store, count: _Count) -> None:
         except OtherShapeError:
             continue
         blobs = count.engines.get(key)
-        if blobs is None :
-            reason = f"engine {key} that it names is " + (
-                "lost" if blobs is None else "another"
-            )
+        if blobs is None or (blobs and record.key not in blobs):
+            state = "lost" if blobs is None else "another"
+            reason = f"engine {key} that it names is {state}"
             _fault(store, count, path, "missing", reason)
             if count.repair and (engine := next(engines_of_bytes(store, record.key), None)):
                 put_plan(store, engine.read(Manifest))

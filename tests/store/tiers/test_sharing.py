@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -344,27 +343,3 @@ def test_offline_leaves_out_what_needs_the_network(
     remotes = f"s3://engines/x,oci://localhost/engines,file://{tmp_path}/share"
     opened = host(tmp_path / "store", remotes)
     assert [link.address.scheme for link in opened.chain.links] == ["file"]
-
-
-@pytest.mark.parametrize("flag", [["--offline"], []])
-def test_offline_opens_no_socket(tmp_path: Path, moto: Server, flag: list[str]) -> None:
-    code = (
-        "import sys\n"
-        "def refuse(event, arguments):\n"
-        "    if event.startswith('socket.'): print('SOCKET', event)\n"
-        "sys.addaudithook(refuse)\n"
-        "sys.argv[0] = 'trtbuild'\n"
-        "from trtbuild.cli import main; main()\n"
-    )
-    uri = f"{tmp_path},oci://127.0.0.1:{moto.port}/engines,{moto.uri('x')}"
-    name = hashlib.sha256(b"nothing").hexdigest()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "inspect", name, "--store", uri, *flag],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert ("SOCKET" in done.stdout) is not bool(flag), "the hook saw nothing"
