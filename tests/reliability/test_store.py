@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 from tests.reliability import power, soak
-from tests.reliability.filling import fill, key_of
 from tests.reliability.shim import shimmed
-from tests.store.engines import engine_key, put_engine
+from tests.store.engines import engine_key
 from tests.store.test_lease import run_processes
 from trtbuild.canonical import digest
 from trtbuild.engine import MANIFEST_SCHEMA, Manifest
@@ -30,7 +29,6 @@ from trtbuild.errors import StoreError
 from trtbuild.runtime.admission import candidate_of
 from trtbuild.store import BlobLostError, Store, make_record
 from trtbuild.store.audit import audit
-from trtbuild.store.collect import Limits, collect
 from trtbuild.store.pins import pin, pins
 from trtbuild.store.resolve import find_engine
 
@@ -61,38 +59,6 @@ def test_2000_kills_damage_nothing(tmp_path: Path) -> None:
     """D1."""
     answer = run_processes("killed", tmp_path / "store", 2000)
     assert (answer["bad"], answer["lost"], answer["left"]) == (0, 0, [])
-
-
-@pytest.mark.parametrize("processes", [12, pytest.param(64, marks=nightly)])
-def test_16_keys_are_made_once_while_a_collection_runs(store: Store, processes: int) -> None:
-    """C2."""
-    fill(store, 200)
-    pinned = put_engine(store, engine_key("sm_89", 3), b"pinned")
-    pin(store, pinned, "release")
-    done = threading.Event()
-    removed: list[int] = []
-
-    def collecting() -> None:
-        while not done.is_set():
-            limits = Limits(high_bytes=0, low_bytes=0)
-            removed.append(collect(store, limits).records)
-
-    collector = threading.Thread(target=collecting)
-    collector.start()
-    command = [sys.executable, str(HERE / "load.py"), str(store.root), "16"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-        for _ in range(processes)
-    ]
-    answers = [json.loads(process.communicate()[0]) for process in running]
-    done.set()
-    collector.join()
-    assert sum(answer["made"] for answer in answers) == 16
-    assert len({tuple(answer["digests"]) for answer in answers}) == 1
-    assert sum(removed) == 200
-    assert store.get("engine", pinned.key)
-    assert audit(store, repair=False, say=quiet).sound
 
 
 @pytest.mark.parametrize("flips", [300, pytest.param(10_000, marks=nightly)])
@@ -156,6 +122,7 @@ def _read(store: Store, sha256: str) -> bytes | None:
 CALLS = (
     *("write", "pwrite64", "fsync", "link", "linkat", "rename", "renameat", "renameat2"),
     *("unlink", "unlinkat", "mkdir", "fchmod", "utimensat", "ftruncate", "flock"),
+    *("openat", "close"),
 )
 PUBLISH = """
 import sys
@@ -190,6 +157,9 @@ def test_a_kill_before_any_system_call_that_changes_something_damages_nothing(
     calls = [line.partition("(")[0] for line in (tmp_path / "calls").read_text().splitlines()]
     points = [(name, turn + 1) for name in CALLS for turn in range(calls.count(name))]
     assert len(points) > 15
+    # Of what opens and closes, the last hundred: before, the interpreter reads its modules.
+    reads = [point for point in points if point[0] in ("openat", "close")]
+    points = [p for p in points if p not in reads or p[1] > calls.count(p[0]) - 100]
     for name, turn in points:
         # The first publish makes the store's folders too; one store sees every point later.
         for folder in (f"{name}{turn}", "store"):
@@ -263,21 +233,6 @@ def test_an_acknowledged_publish_survives_a_power_cut(
         assert sum(each["lost"] for each in found) == 0
     else:
         assert sum(each["lost"] for each in found) > 0, "this showed nothing"
-
-
-@nightly
-def test_100_000_entries_are_collected_and_nothing_live_is_lost(store: Store) -> None:
-    """G1: the figure is 30 s; the benchmark measures it."""
-    fill(store, 100_000)
-    kept = put_engine(store, engine_key("sm_89", 3), b"pinned")
-    pin(store, kept, "release")
-    low = 30_000_000
-    found = collect(store, Limits(high_bytes=low + 1, low_bytes=low))
-    assert found.after_bytes <= low
-    assert found.records > 10_000
-    assert store.get("engine", kept.key)
-    assert store.get("ranges", key_of(99_999))
-    assert store.get("ranges", key_of(0)) is None
 
 
 @pytest.mark.parametrize("schema", [1, MANIFEST_SCHEMA])
