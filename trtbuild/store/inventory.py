@@ -194,7 +194,7 @@ def _entry(store: Store, file: File, used: dict[str, int]) -> Entry:
         envelope = msgspec.json.decode(data, type=_Envelope)
         _refuse_newer(store, file.path, envelope.payload_type)
         record = msgspec.json.decode(envelope.payload, type=_Record)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return entry
     entry.blobs = tuple(blob.sha256 for blob in record.blobs)
     entry.serves = _serves(kind, record)

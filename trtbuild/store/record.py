@@ -186,7 +186,7 @@ def decode_record(data: bytes) -> Record:
         _check_type(envelope.payload_type)
         record = msgspec.json.decode(envelope.payload, type=Record)
         plain: object = msgspec.json.decode(envelope.payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(str(error)) from error
     # One spelling per record: refuses missing and duplicate fields, white space, loose base64.
     if encode(envelope) != data or not encode(record) == encode(plain) == envelope.payload:

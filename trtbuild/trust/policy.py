@@ -174,7 +174,7 @@ def read_policy(data: bytes, name: str) -> Policy:
         tables = tomllib.loads(data.decode("utf-8"))
         policy = msgspec.convert(tables, Policy, strict=True)
         found = [public_key(each.public).keyid for each in policy.keys]
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise _wrong(name, _place(str(error))) from error
     if len(set(found)) != len(found):
         raise _wrong(name, "one key stands in two [[keys]] tables; builder and promoter differ")
