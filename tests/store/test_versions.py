@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from trtbuild.store.audit import audit
 from trtbuild.store.collect import Limits, collect
 from trtbuild.store.lease import flight, get_or_make
 from trtbuild.store.pins import pin
-from trtbuild.store.resolve import get_engine
+from trtbuild.store.resolve import get_engine, known_engines
+from trtbuild.store.tiers.remote import all_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,3 +187,14 @@ def test_while_a_key_is_being_made_the_records_of_all_versions_stay(store: Store
     with flight(store, "engine", KEY.digest, int) as found:
         assert found is None
         assert collect(store, ALL).records == 0
+
+
+def test_a_list_of_engines_shows_ours_of_each_key_and_uses_none(store: Store) -> None:
+    of_another_version(store)
+    ours = put_engine(store, KEY, b"ours")
+    files = list((store.top / "ac" / "engine").glob("*/*"))
+    for path in files:
+        os.utime(path, (1e9, 1e9))
+    assert known_engines(store) == (ours,)
+    assert [record for record in all_records(store) if record.kind == "engine"] == [ours]
+    assert {path.stat().st_mtime for path in files} == {1e9}

@@ -58,15 +58,14 @@ def list_engines(
 ) -> None:
     """List the engines in the store, newest first."""
     from trtbuild.store import Store
-    from trtbuild.store.resolve import get_engine
+    from trtbuild.store.resolve import known_engines
 
     opened = None if source else Store.open_existing(store)
     if opened is None:
         place, records = cache_tiers.remote_engines(source)
     else:
         place = str(opened.root)
-        found = (get_engine(opened.here, key) for key in opened.keys("engine", ""))
-        records = sorted(filter(None, found), key=lambda each: each.created, reverse=True)
+        records = sorted(known_engines(opened), key=lambda each: each.created, reverse=True)
     rows = [(record, _manifest(record)) for record in records]
     if json:
         _print_json({"schema": 1, "engines": [_entry(*row) for row in rows]})

@@ -56,6 +56,15 @@ def get_engine(store: Store, key: str) -> Record | None:
     return store.get("engine", key, Manifest) or store.here.get("engine", key)
 
 
+def known_engines(store: Store) -> tuple[Record, ...]:
+    """Return the records of all engines here; blobs are not looked at, and nothing is used.
+
+    Of one that another version made too, ours.
+    """
+    ours = {record.key: record for record in store.records("engine", Manifest)}
+    return tuple(({record.key: record for record in store.records("engine")} | ours).values())
+
+
 def engines_of_bytes(store: Store, sha256: str) -> Iterator[Record]:
     """Yield the records here of whole engines that have these bytes; reads all engines'."""
     for record in store.here.records("engine", Manifest):

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from trtbuild.engine import Manifest
 from trtbuild.errors import UsageError
 from trtbuild.store.record import is_digest
-from trtbuild.store.resolve import Plan, find_engine, get_engine, plan_record
+from trtbuild.store.resolve import (
+    Plan,
+    find_engine,
+    get_engine,
+    known_engines,
+    plan_record,
+)
 from trtbuild.store.tiers.names import records_prefix, travels
 from trtbuild.store.tiers.tier import TierError
 from trtbuild.store.tiers.transfer import fetch_record, pull, pull_statements
@@ -52,8 +58,11 @@ def records_of(store: Store, engines: list[str]) -> list[Record]:
 
 def all_records(store: Store) -> list[Record]:
     """Return every record of the store that travels."""
-    kinds = [kind for kind in store.kinds() if travels(kind)]
-    return [record for kind in kinds for record in store.records(kind)]
+    kinds = [kind for kind in store.kinds() if travels(kind) and kind != "engine"]
+    return [
+        *known_engines(store),
+        *(record for kind in kinds for record in store.records(kind)),
+    ]
 
 
 def engines_of(tier: Tier) -> list[Record]:
