@@ -44,6 +44,14 @@ def test_the_targets_that_a_workflow_makes_exist(path: Path) -> None:
     assert made <= targets
 
 
+def test_the_long_forms_of_the_reliability_tests_run_every_night() -> None:
+    nightly = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())
+    assert nightly[True]["schedule"], "YAML 1.1 reads the name 'on' as true"
+    job = nightly["jobs"]["reliability"]
+    assert "make test-nightly" in [step.get("run") for step in job["steps"]]
+    assert job["runs-on"] == "ubuntu-24.04"
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_has_only_the_right_to_read(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}

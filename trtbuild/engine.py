@@ -27,6 +27,10 @@ PACKED: Mapping[str, str] = {"int4": "int4", "nvfp4": "fp4", "mxfp4": "fp4"}
 KEY_SCHEMA = 1
 """Bumped by hand when the meaning of a field of :class:`EngineKey` changes."""
 
+MANIFEST_SCHEMA = 2
+"""Bumped by hand with the fields of :class:`Manifest`: 2 brought ``refit_of`` and
+``weights_sha256``. A test says so when it was forgotten."""
+
 Role = Literal["", "quantize", "reformat"]
 """What a layer does that computes nothing of the model; empty for all others."""
 
@@ -36,6 +40,14 @@ Setting = int | bool | str
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all values: immutable, keyword-only, strict about unknown fields."""
+
+    @classmethod
+    def of_earlier(cls, fields: dict[str, object]) -> dict[str, object]:
+        """Return the JSON of a stored value with what an earlier version cannot have said.
+
+        Only where there is no doubt what it would have said; all else stays missing.
+        """
+        return fields
 
 
 class TensorSpec(Value, frozen=True, kw_only=True):
@@ -232,4 +244,21 @@ class Manifest(Value, frozen=True, kw_only=True):
     mac_share: dict[str, float] = msgspec.field(default_factory=dict)
     refit_of: str = ""
     weights_sha256: str = ""
-    schema: int = 1
+    schema: int = MANIFEST_SCHEMA
+
+    def __post_init__(self) -> None:
+        """Refuse schemas of later versions, and stripped engines without their weights."""
+        if not 1 <= self.schema <= MANIFEST_SCHEMA:
+            message = f"manifest schema {self.schema}: expected 1 to {MANIFEST_SCHEMA}"
+            raise ValueError(message)
+        stripped = ("strip_plan", True) in self.preimage.settings
+        if self.schema == 1 and stripped and not self.weights_sha256:
+            message = "it does not say which weights its engine is given"
+            raise ValueError(message)
+
+    @classmethod
+    def of_earlier(cls, fields: dict[str, object]) -> dict[str, object]:
+        """Return the fields of a manifest of schema 1: no engine was refitted then."""
+        if fields.get("schema") != 1:
+            return fields
+        return {"refit_of": "", "weights_sha256": "", **fields}

@@ -19,6 +19,7 @@ from trtbuild.sources.dependencies import (
     folder_digest,
 )
 from trtbuild.store import Store
+from trtbuild.store.counters import flush, totals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,6 +131,9 @@ def test_nothing_is_remembered_of_what_changed_while_it_was_read(
     code.write_text("two")
     remember(store, QUESTION, dependencies, "of one or two?")
     assert answer(store) is None
+    flush(store)
+    (bypass,) = [tally for tally in totals(store) if tally.outcome == "bypass"]
+    assert (bypass.kind, bypass.count) == ("memo", 1)
     code.write_text("one")
     assert answer(store) is None
 

@@ -10,6 +10,8 @@ from tests.pipeline import models
 from tests.verification.meters import ScriptedMeter, reading
 from trtbuild.pipeline import verification
 from trtbuild.recipe import Gates
+from trtbuild.store import Store
+from trtbuild.store.counters import flush, totals
 from trtbuild.verification import conditions
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def test_a_throttled_run_fails_the_gate_shows_no_time_and_is_measured_again(
     gate = next(gate for gate in found.gates if gate.name == "min_speedup")
     assert (gate.passed, gate.skipped, report.exit_code) == (False, False, 5)
     assert "power cap" in gate.detail
+    store = Store.open(str(tmp_path / "store"))
+    flush(store)
+    assert ("run", "bypass") in {(each.kind, each.outcome) for each in totals(store)}
     reasons.clear()
     again = trtbuild.build(recipe, tmp_path / "store")
     assert models.computed(again) == ["time"]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -200,21 +201,62 @@ def test_the_command_neither_crashes_nor_hangs_on_mutated_models(
     assert sum(answer["codes"].values()) > 0
 
 
+WATCH = """
+import os, pickle, _pickle, sys
+def tell(what):
+    with open({seen!r}, "a") as file:
+        print(what, file=file)
+tell("START " + str(os.getpid()))
+def watch(event, arguments):
+    if event.startswith("pickle.") or event in ("socket.connect", "socket.bind"):
+        tell("EVENT " + event)
+sys.addaudithook(watch)
+for module in (pickle, _pickle):
+    for name in ("load", "loads", "Unpickler"):
+        def refused(*arguments, name=name, **more):
+            tell("EVENT pickle." + name)
+            raise RuntimeError(name)
+        setattr(module, name, refused)
+pickle._Unpickler = pickle.Unpickler
+"""
+"""Begins every interpreter below the test: the audit hook sees ``find_class`` only, which plain
+numbers and lists do not need."""
+
+
+@pytest.mark.parametrize(
+    "program", ["pickle.loads(pickle.dumps([1]))", "numpy.load({file!r}, allow_pickle=True)"]
+)
+def test_what_is_unpickled_would_be_seen(program: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[1], "a"], dtype=object), allow_pickle=True)
+    text = program.format(file=str(tmp_path / "a.npy"))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import pickle, numpy; {text}"],
+        env={**os.environ, "PYTHONPATH": watched(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "EVENT pickle.load" in (tmp_path / "seen").read_text()
+
+
+def watched(folder: Path) -> str:
+    """Return a search path on which every interpreter begins with the watch."""
+    (folder / "sitecustomize.py").write_text(WATCH.format(seen=str(folder / "seen")))
+    return f"{folder}:{ROOT}"
+
+
+def test_nothing_allows_pickle() -> None:
+    """S6: ``numpy.load`` reads pickles where it is told to; ruff's S301 knows only pickle."""
+    for path in (ROOT / "trtbuild").rglob("*.py"):
+        assert "allow_pickle=True" not in path.read_text(), path
+
+
 def test_nothing_is_unpickled_and_no_socket_is_opened(tmp_path: Path) -> None:
     """S6 and S7: a build and a full hit."""
     graph = graphs.chain(tmp_path / "m.onnx", ["conv"])
-    program = (
-        "import sys\n"
-        "def watch(event, arguments):\n"
-        "    if event.startswith('pickle.') or event in ('socket.connect', 'socket.bind'):\n"
-        "        print('EVENT', event, arguments, file=sys.stderr)\n"
-        "sys.addaudithook(watch)\n"
-        "from trtbuild.cli import main\n"
-        "main()\n"
-    )
-    command = [sys.executable, "-c", program, "engine", str(graph.path), "--precision", "fp32"]
+    command = [sys.executable, "-m", "trtbuild", "engine", str(graph.path)]
+    command += ["--precision", "fp32"]
     command += ["--backend", "onnxruntime", "--store", str(tmp_path / "store")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": watched(tmp_path), "TRTBUILD_SANDBOX": "off"}
     trace: list[str] = []
     if shutil.which("strace"):
         trace = [
@@ -231,7 +273,9 @@ def test_nothing_is_unpickled_and_no_socket_is_opened(tmp_path: Path) -> None:
             [*trace, *command], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert "EVENT" not in done.stderr
+        seen = (tmp_path / "seen").read_text()
+        assert "START" in seen
+        assert "EVENT" not in seen
         if trace:
             calls = (tmp_path / "calls").read_text()
             assert "AF_INET" not in calls

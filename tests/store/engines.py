@@ -55,6 +55,6 @@ def put_engine(store: Store, key: EngineKey, data: bytes) -> Record:
         trtbuild_version="0.1.0",
         recipe="{}",
     )
-    record = store.put(make_record("engine", key.digest, key, manifest, (blob,)))
+    record = store.put(make_record("engine", key.digest, key, manifest, (blob,)), Manifest)
     put_plan(store, manifest)
     return record

@@ -13,9 +13,13 @@ from tests.store.engines import engine_key, put_engine
 from trtbuild.canonical import digest
 from trtbuild.errors import StoreError, UsageError
 from trtbuild.store import Store, make_record
+from trtbuild.store.audit import audit
+from trtbuild.store.checkpoint import checkpoint
 from trtbuild.store.collect import Limits, collect
 from trtbuild.store.lease import flight
 from trtbuild.store.pins import pin, pins, unpin
+from trtbuild.store.remains import remains, remove
+from trtbuild.store.statements import put_statement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,3 +230,89 @@ def test_a_pin_whose_engine_is_lost_is_named(store: Store) -> None:
     pin(store, engine, "release")
     store.path(engine.blobs[0].sha256).unlink()
     assert collect(store, SMALL).broken_pins == ("pins/release",)
+
+
+def full(store: Store) -> tuple[Record, Record]:
+    """Put two engines with statements and marks, a checkpoint, and a file in quarantine."""
+    records = []
+    for level in (3, 4):
+        engine = put_engine(store, engine_key("sm_89", level), b"engine %d" % level)
+        put_statement(store, engine.blobs[0].sha256, b"s" * 200_000)
+        (store.top / "built").mkdir(mode=0o700, exist_ok=True)
+        (store.top / "built" / engine.blobs[0].sha256).touch()
+        records.append(engine)
+    checkpoint(store, "ranges", "a" * 64).save(b"c" * 50_000)
+    (store.top / "quarantine" / "bad").write_bytes(b"q" * 30_000)
+    return records[0], records[1]
+
+
+def beside(store: Store) -> dict[str, int]:
+    """Return how many entries lie in each of the other folders."""
+    places = ("att", "built", "checkpoint", "quarantine")
+    return {place: len(list((store.top / place).glob("*"))) for place in places}
+
+
+def test_what_belongs_to_an_engine_goes_with_it_and_is_counted(store: Store) -> None:
+    kept, gone = full(store)
+    pin(store, kept, "release")
+    nothing = Limits(high_bytes=0, low_bytes=0, keep_s=0, grace_s=0)
+    would = collect(store, nothing, dry_run=True)
+    assert beside(store) == {"att": 2, "built": 2, "checkpoint": 1, "quarantine": 1}
+    found = collect(store, nothing)
+    assert beside(store) == {"att": 1, "built": 1, "checkpoint": 0, "quarantine": 0}
+    assert (store.top / "att" / kept.blobs[0].sha256).exists()
+    assert not (store.top / "att" / gone.blobs[0].sha256).exists()
+    assert (found.quarantined, found.beside) == (would.quarantined, would.beside) == (1, 3)
+    assert found.before_bytes - found.after_bytes > 200_000 + 50_000 + 30_000
+    assert found.after_bytes == collect(store, nothing).before_bytes == would.after_bytes
+
+
+def test_statements_of_engines_that_nobody_names_go_below_the_limit_too(store: Store) -> None:
+    kept, gone = full(store)
+    (store.top / "ac" / "engine" / gone.key[:2] / gone.key).unlink()
+    (store.top / "ac" / "plan" / gone.blobs[0].sha256[:2] / gone.blobs[0].sha256).unlink()
+    roomy = Limits(high_bytes=1 << 40, low_bytes=1 << 40, keep_s=0, grace_s=0)
+    collect(store, roomy)
+    assert beside(store) == {"att": 1, "built": 1, "checkpoint": 1, "quarantine": 1}
+    assert store.get("engine", kept.key)
+
+
+def test_what_is_a_day_old_goes_from_quarantine_before_any_result_does(store: Store) -> None:
+    engine, _ = full(store)
+    size = collect(store, Limits(high_bytes=1 << 40, low_bytes=1 << 40)).before_bytes
+    within = Limits(high_bytes=size - 1, low_bytes=size - 1, keep_s=0, grace_s=0)
+    found = collect(store, within)
+    assert (found.records, found.quarantined, found.beside) == (0, 1, 1)
+    assert store.get("engine", engine.key)
+
+
+def test_statements_that_came_of_late_wait_for_their_engine(store: Store) -> None:
+    put_statement(store, "1" * 64, b"pulled before its engine")
+    collect(store, SMALL)
+    assert beside(store)["att"] == 1
+
+
+def test_a_store_without_the_other_folders_is_collected(store: Store) -> None:
+    put(store, 1)
+    for place in ("att", "built", "checkpoint", "quarantine"):
+        if (store.top / place).exists():
+            (store.top / place).rmdir()
+    assert collect(store, Limits(high_bytes=0, low_bytes=0, keep_s=0, grace_s=0)).records == 1
+
+
+def test_an_engine_and_what_finds_it_go_together_though_half_would_do(store: Store) -> None:
+    put_engine(store, engine_key("sm_89", 3), b"engine")
+    age_all(store, 9)
+    size = collect(store, SMALL, dry_run=True).before_bytes
+    found = collect(store, limits(size - 1, size - 1))
+    assert found.records == 2
+    assert audit(store, repair=False, say=lambda _: None).faults == ()
+
+
+def test_statements_stay_if_their_engine_came_back_since_they_were_looked_at(
+    store: Store,
+) -> None:
+    engine, _ = full(store)
+    about = [each for each in remains(store) if each.subject == engine.blobs[0].sha256]
+    assert [remove(store, each) for each in about] == [False, False]
+    assert beside(store)["att"] == 2

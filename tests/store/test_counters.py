@@ -139,6 +139,17 @@ def test_the_metrics_file_is_whole_and_in_openmetrics_format(tmp_path: Path) -> 
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_tier_of_any_name_leaves_the_metrics_file_valid(tmp_path: Path) -> None:
+    name = 'sh"are\\of\nall'
+    path = tmp_path / "trtbuild.prom"
+    write(path, summarize((Tally(tier=name, kind="engine", outcome="hit", count=2),)))
+    (sample,) = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    found = re.fullmatch(r'\S+\{tier="((?:[^"\\\n]|\\[\\"n])*)",kind="engine",.*\} 2', sample)
+    assert found, sample
+    escapes = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+    assert re.sub(r"\\.", lambda each: escapes[each[0]], found[1]) == name
+
+
 def test_a_summary_counts_errors_and_bypasses_as_neither_hit_nor_miss() -> None:
     others = tuple(
         Tally(tier="local", kind="x", outcome=outcome, count=count)

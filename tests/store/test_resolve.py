@@ -9,10 +9,16 @@ from tests.store.engines import engine_key, put_engine
 from trtbuild.canonical import digest
 from trtbuild.errors import StoreError, TrustError, UsageError
 from trtbuild.store import Store, find_engine, find_record, make_record
+from trtbuild.store.audit import audit
+from trtbuild.store.collect import Limits, collect
+from trtbuild.store.pins import pin
 from trtbuild.store.resolve import Plan
+from trtbuild.store.tiers.remote import records_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trtbuild.store import Record
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def test_any_record_is_found_by_its_key(store: Store) -> None:
     with pytest.raises(UsageError):
         find_engine(store, ranges.key)
     store.put(make_record("network", ranges.key, {}, {}))
-    with pytest.raises(UsageError, match=r"names more than one: ranges .*; network "):
+    with pytest.raises(UsageError, match=r"names more than one: network .*; ranges "):
         find_record(store, ranges.key[:8])
 
 
@@ -102,3 +108,91 @@ def test_an_engine_whose_bytes_are_lost_is_said_to_be_lost(store: Store) -> None
     store.path(sha256).unlink()
     with pytest.raises(StoreError, match=r"lost or were damaged.*Build it again"):
         find_engine(store, sha256)
+
+
+def twins(store: Store) -> tuple[Record, Record]:
+    """Put two engines of two keys with the same bytes; the first is the plan record's."""
+    first, second = engine_key("sm_89", 3), engine_key("sm_89", 4)
+    return put_engine(store, first, b"equal"), put_engine(store, second, b"equal")
+
+
+def let_go(store: Store, record: Record) -> None:
+    (store.top / "ac" / record.kind / record.key[:2] / record.key).unlink()
+
+
+def test_of_engines_with_equal_bytes_another_is_found_when_the_first_is_gone(
+    store: Store,
+) -> None:
+    first, second = twins(store)
+    sha256 = first.blobs[0].sha256
+    assert find_engine(store, sha256) == first
+    let_go(store, first)
+    assert find_engine(store, sha256) == second
+    assert find_engine(store, sha256[:9]) == second
+    plan = store.get("plan", sha256)
+    assert plan
+    let_go(store, plan)
+    assert find_engine(store, sha256) == second
+
+
+def test_a_plan_record_without_its_engine_is_a_fault_that_repairing_mends(store: Store) -> None:
+    first, second = twins(store)
+    sha256 = first.blobs[0].sha256
+    let_go(store, first)
+    for repair in (False, True):
+        found = audit(store, repair=repair, say=lambda _: None)
+        assert [(fault.kind, fault.repaired) for fault in found.faults] == [("missing", repair)]
+        assert "that it names is lost" in found.faults[0].reason
+    plan = store.get("plan", sha256)
+    assert plan
+    assert plan.read(Plan).engine_key == second.key
+    assert audit(store, repair=False, say=lambda _: None).faults == ()
+
+
+def test_a_plan_record_of_another_engine_is_a_fault(store: Store) -> None:
+    other = put_engine(store, engine_key("sm_90", 3), b"other")
+    lie = {"engine_key": other.key}
+    store.put(make_record("plan", "1" * 64, {"engine_sha256": "1" * 64}, lie))
+    (fault,) = audit(store, repair=False, say=lambda _: None).faults
+    assert "that it names is another" in fault.reason
+
+
+@pytest.mark.parametrize("pinned", [0, 1])
+def test_a_pinned_engine_is_found_by_its_digest_after_a_collection(
+    store: Store, pinned: int
+) -> None:
+    records = twins(store)
+    pin(store, records[pinned], "release")
+    collect(store, Limits(high_bytes=0, low_bytes=0, keep_s=0, grace_s=0))
+    found = find_engine(store, records[pinned].blobs[0].sha256)
+    assert found.blobs == records[pinned].blobs
+    assert store.get("engine", records[pinned].key) == records[pinned]
+    assert audit(store, repair=False, say=lambda _: None).faults == ()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_engine_leaves_with_a_record_that_finds_it(store: Store, gone: bool) -> None:  # noqa: FBT001  a case
+    first, second = twins(store)
+    if gone:
+        let_go(store, first)
+    sent = records_of(store, [second.key])
+    keys = {record.key for record in sent if record.kind == "engine"}
+    (plan,) = [record for record in sent if record.kind == "plan"]
+    assert keys == ({second.key} if gone else {first.key, second.key})
+    assert plan.read(Plan).engine_key in keys
+
+
+def test_records_of_every_kind_that_there_is_are_found_by_their_keys(store: Store) -> None:
+    kinds = (
+        "adjusted",
+        "channels",
+        "effect",
+        "extremes",
+        "migrated",
+        "policy",
+        "trials",
+        "new",
+    )
+    for kind in kinds:
+        record = store.put(make_record(kind, digest("kind", kind), {"a": 1}, {}))
+        assert find_record(store, record.key[:9]) == record

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption, finite, positive
+from trtbuild.cli.options import (
+    JsonOption,
+    OfflineOption,
+    QuietOption,
+    StoreOption,
+    finite,
+    positive,
+)
 
 if TYPE_CHECKING:
     from trtbuild.report.contest import BenchReport
@@ -92,6 +99,7 @@ def bench(  # noqa: PLR0913  one parameter per option is how Typer works
     ] = None,
     store: StoreOption = "",
     as_json: JsonOption = False,
+    _offline: OfflineOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Measure latency, throughput and energy of engines that take turns in one run."""

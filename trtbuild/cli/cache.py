@@ -58,13 +58,14 @@ def list_engines(
 ) -> None:
     """List the engines in the store, newest first."""
     from trtbuild.store import Store
+    from trtbuild.store.resolve import known_engines
 
     opened = None if source else Store.open_existing(store)
     if opened is None:
         place, records = cache_tiers.remote_engines(source)
     else:
         place = str(opened.root)
-        records = sorted(opened.records("engine"), key=lambda each: each.created, reverse=True)
+        records = sorted(known_engines(opened), key=lambda each: each.created, reverse=True)
     rows = [(record, _manifest(record)) for record in records]
     if json:
         _print_json({"schema": 1, "engines": [_entry(*row) for row in rows]})
@@ -78,7 +79,13 @@ def list_engines(
 
 
 @app.command()
-def show(engine: EngineArgument, store: StoreOption = "", *, json: JsonOption = False) -> None:
+def show(
+    engine: EngineArgument,
+    store: StoreOption = "",
+    *,
+    json: JsonOption = False,
+    _offline: OfflineOption = False,
+) -> None:
     """Show one record: its blobs, what its key was made of, and its manifest.
 
     The key of any other record (ranges, network ...) is taken as well.
@@ -101,6 +108,7 @@ def why(
     store: StoreOption = "",
     *,
     json: JsonOption = False,
+    _offline: OfflineOption = False,
 ) -> None:
     """Say in which fields two keys differ, with both values."""
     from trtbuild.errors import UsageError

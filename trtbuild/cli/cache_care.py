@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtbuild.cli.options import JsonOption, QuietOption, StoreOption, finite
+from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption, finite
 
 if TYPE_CHECKING:
     from trtbuild.store.collect import Collection
@@ -54,6 +54,7 @@ def pin(
     store: StoreOption = "",
     *,
     json: JsonOption = False,
+    _offline: OfflineOption = False,
 ) -> None:
     """Keep an engine whatever 'cache gc' removes; without ENGINE list the pins.
 
@@ -218,10 +219,11 @@ def _collection_lines(found: Collection) -> list[str]:
         f"kept by pins {shown_size(found.pinned_bytes)}",
         f"kept as used or made of late {shown_size(found.recent_bytes)}",
     ]
-    if found.quarantined or found.temporaries:
+    if found.quarantined or found.temporaries or found.beside:
         lines.append(
-            f"removed {found.quarantined} old files of the quarantine and {found.temporaries} "
-            "left by dead processes"
+            f"{verb} {found.quarantined} old files of the quarantine, {found.beside} "
+            "checkpoints, statements and marks that belong to nothing, and "
+            f"{found.temporaries} files left by dead processes"
         )
     lines += [f"pin {name}: its engine is lost" for name in found.broken_pins]
     if not found.small_enough:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from trtbuild.cli.options import JsonOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, StoreOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 16
 
 
-def doctor(store: StoreOption = "", json: JsonOption = False) -> None:
+def doctor(
+    store: StoreOption = "", json: JsonOption = False, *, _offline: OfflineOption = False
+) -> None:
     """Say what is installed here, what is missing, and the line that installs it."""
     from trtbuild.backends import distributions
     from trtbuild.canonical import encode

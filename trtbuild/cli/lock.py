@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbuild.cli.keys import PolicyOption
-from trtbuild.cli.options import JsonOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, StoreOption
 
 if TYPE_CHECKING:
     from trtbuild.runtime.locking import Checked
@@ -38,6 +38,7 @@ def lock(  # noqa: PLR0913  one parameter per option is how Typer works
     policy: PolicyOption = "",
     store: StoreOption = "",
     json: JsonOption = False,
+    _offline: OfflineOption = False,
 ) -> None:
     """Write engines.lock: for each model and target the engine that is served. Commit it.
 

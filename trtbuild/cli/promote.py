@@ -8,7 +8,7 @@ import typer
 
 from trtbuild.cli.cache import EngineArgument
 from trtbuild.cli.keys import PolicyOption
-from trtbuild.cli.options import JsonOption, StoreOption
+from trtbuild.cli.options import JsonOption, OfflineOption, StoreOption
 
 
 def promote(  # noqa: PLR0913  one parameter per option is how Typer works
@@ -28,6 +28,7 @@ def promote(  # noqa: PLR0913  one parameter per option is how Typer works
     policy: PolicyOption = "",
     store: StoreOption = "",
     json: JsonOption = False,
+    _offline: OfflineOption = False,
 ) -> None:
     """Sign a new release of an engine, after checking what its builder signed.
 

@@ -11,7 +11,7 @@ import msgspec
 from trtbuild.backends import gpu, trt_settings
 from trtbuild.canonical import digest
 from trtbuild.engine import Fingerprint, Manifest, Setting, Target, Value
-from trtbuild.errors import RecipeError, StoreError
+from trtbuild.errors import RecipeError
 from trtbuild.recipe import recipe_from_json
 from trtbuild.store import Blob
 
@@ -129,12 +129,8 @@ def pinned_cache(store: Store, planned: Planned) -> tuple[Blob, ...]:
 
 def engines(store: Store) -> Iterator[tuple[Record, Manifest]]:
     """Yield the engines of a store with their manifests, but for those of another version."""
-    for record in store.records("engine"):
-        try:
-            manifest = record.read(Manifest)
-        except StoreError:  # it lacks a field: its engine is made again when it is asked for
-            continue
-        yield record, manifest
+    for record in store.records("engine", Manifest):
+        yield record, record.read(Manifest)
 
 
 def seconds_before(store: Store, recipe: str, planned: Planned, precision: str) -> float:

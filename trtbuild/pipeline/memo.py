@@ -14,9 +14,10 @@ import msgspec
 
 from trtbuild.backends import distributions
 from trtbuild.canonical import digest, encode
-from trtbuild.engine import Value
+from trtbuild.engine import Manifest, Value
 from trtbuild.sources.dependencies import file_digest, folder_digest
 from trtbuild.store import make_record
+from trtbuild.store.counters import Tally, count
 
 if TYPE_CHECKING:
     from trtbuild.sources.dependencies import Dependencies
@@ -82,6 +83,7 @@ def remember(
     to either state.
     """
     if _stale(dependencies):
+        count(store, Tally(tier="local", kind="memo", outcome="bypass", count=1))
         return
     needed = _look_of(dependencies, engines)
     covered = Look()
@@ -92,7 +94,8 @@ def remember(
             look=Look() if complete else needed,
             answer=msgspec.Raw(encode(answer) if complete else _NONE),
         )
-        stored = store.put(make_record("memo", key, {"question": question}, link)).read(Link)
+        record = make_record("memo", key, {"question": question}, link)
+        stored = store.put(record, Link).read(Link)
         if stored.answered:
             return
         covered = _union(covered, stored.look)
@@ -126,7 +129,7 @@ def _next_key(store: Store, key: str, look: Look) -> str:
 
 
 def _bytes_of(store: Store, engine: str) -> list[str]:
-    record = store.get("engine", engine)
+    record = store.get("engine", engine, Manifest)
     return [blob.sha256 for blob in record.blobs] if record else []
 
 

@@ -43,6 +43,7 @@ from trtbuild.report.document import (
 )
 from trtbuild.report.layer_findings import layer_findings
 from trtbuild.store import BlobLostError
+from trtbuild.store.counters import Tally, count
 from trtbuild.store.record import OTHER_VERSION
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def run(work: Work) -> Report:
     question = recall.question_of(work.recipe, work.plan)
     if dependencies is not None:
         recall.remember(work.store, question, dependencies, report)
+    else:
+        count(work.store, Tally(tier="local", kind="run", outcome="bypass", count=1))
     return _with_incidents(report, work.store)
 
 

@@ -281,7 +281,7 @@ class Trials:
 
     def _remember(self, key: _EffectKey, value: Effect) -> None:
         name = digest(f"{_KIND}/v1", key)
-        self.context.store.put(make_record(_KIND, name, key, value))
+        self.context.store.put(make_record(_KIND, name, key, value), Effect)
 
 
 def _effect(result: Comparison, candidate: Candidate, metric: Metric | None) -> Effect:

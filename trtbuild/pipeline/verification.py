@@ -135,7 +135,7 @@ def accuracies(
         known |= _compared(context, source, data, missing)
         for name, key in zip(names, keys, strict=True):
             if name in missing and not fresh:
-                context.store.put(made_here("report", name, key, known[name]))
+                context.store.put(made_here("report", name, key, known[name]), Accuracy)
     context.log("verify", digest("reports/v1", names), started, cached=not missing)
     return [known[name] for name in names]
 

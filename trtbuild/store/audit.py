@@ -9,23 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trtbuild.canonical import sha256_file
-from trtbuild.engine import Value
+from trtbuild.engine import Manifest, Value
 from trtbuild.store.pins import read_pins
 from trtbuild.store.publish import explained, set_aside
-from trtbuild.store.reader import digest_file, file_fault, read_file
-from trtbuild.store.record import (
-    MAX_RECORD_BYTES,
-    NewerRecordError,
-    RecordError,
-    decode_record,
-    is_digest,
-)
+from trtbuild.store.reader import digest_file, file_fault
+from trtbuild.store.record import NewerRecordError, OtherShapeError, is_digest
+from trtbuild.store.resolve import Plan, engines_of_bytes, put_plan
+from trtbuild.store.versions import key_of, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trtbuild.store.local import Store
-    from trtbuild.store.reader import Content
     from trtbuild.store.record import Record
 
 _ANY_SIZE = 1 << 62
@@ -68,7 +63,11 @@ class Audit(Value, frozen=True, kw_only=True):
 
 @dataclass(kw_only=True)
 class _Count:
-    """What was seen so far; ``named`` are the digests that whole records name."""
+    """What was seen so far; ``named`` are the digests that whole records name.
+
+    ``engines`` are the blobs of engines by their key, none of those of a later version;
+    ``plans`` the records that find them by the files that they are in.
+    """
 
     repair: bool
     records: int = 0
@@ -76,6 +75,8 @@ class _Count:
     size_bytes: int = 0
     newer: int = 0
     named: set[str] = field(default_factory=set)
+    engines: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    plans: dict[Path, Record] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -93,6 +94,7 @@ def audit(store: Store, *, repair: bool, say: Callable[[str], None]) -> Audit:
         whole = _audit_blobs(store, count, say)
         say("records")
         _audit_records(store, count, whole)
+        _audit_plans(store, count)
         _audit_statements(store, count)
         _audit_pins(store, count)
     return Audit(
@@ -133,37 +135,48 @@ def _audit_blobs(store: Store, count: _Count, say: Callable[[str], None]) -> set
 def _audit_records(store: Store, count: _Count, whole: set[str]) -> None:
     for path in _tree(store.top / "ac"):
         parts = path.relative_to(store.top / "ac").parts
-        if not _in_place(parts, parts[0]):
+        if not _in_place((*parts[:-1], key_of(parts[-1])), parts[0]):
             _fault(store, count, path, "foreign", "no record has such a name")
             continue
-        content = read_file(path, MAX_RECORD_BYTES)
-        if content is None:
-            continue
         try:
-            record = _record_in(path, content)
+            found = read_record(path)
         except NewerRecordError:
             count.newer += 1
+            count.engines.setdefault(key_of(path.name), ())
             continue
-        except RecordError as error:
-            _fault(store, count, path, "corrupt", str(error))
+        if found is None:
             continue
+        if found.record is None:
+            _fault(store, count, path, "corrupt", found.fault)
+            continue
+        record = found.record
         lost = [blob.sha256 for blob in record.blobs if _is_lost(store, blob.sha256, whole)]
         if lost:
             _fault(store, count, path, "missing", f"blob {lost[0]} that it names is lost")
             continue
         count.records += 1
-        count.size_bytes += len(content.data)
+        count.size_bytes += found.size_bytes
         count.named.update(blob.sha256 for blob in record.blobs)
+        if record.kind == "engine":
+            count.engines[record.key] = tuple(blob.sha256 for blob in record.blobs)
+        elif record.kind == "plan":
+            count.plans[path] = record
 
 
-def _record_in(path: Path, content: Content) -> Record:
-    if content.fault:
-        raise RecordError(content.fault)
-    record = decode_record(content.data)
-    if (record.kind, record.key) != (path.parent.parent.name, path.name):
-        message = f"it is the record of {record.kind} {record.key}"
-        raise RecordError(message)
-    return record
+def _audit_plans(store: Store, count: _Count) -> None:
+    """Check that an engine is found by its digest; with ``repair``, that it is again."""
+    for path, record in count.plans.items():
+        try:
+            key = record.read(Plan).engine_key
+        except OtherShapeError:
+            continue
+        blobs = count.engines.get(key)
+        if blobs is None or (blobs and record.key not in blobs):
+            state = "lost" if blobs is None else "another"
+            reason = f"engine {key} that it names is {state}"
+            _fault(store, count, path, "missing", reason)
+            if count.repair and (engine := next(engines_of_bytes(store, record.key), None)):
+                put_plan(store, engine.read(Manifest))
 
 
 def _is_lost(store: Store, sha256: str, whole: set[str]) -> bool:

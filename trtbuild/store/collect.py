@@ -3,14 +3,14 @@
 Mark: what pins keep, what somebody holds a lease on, what was used or made of late. Sweep: the
 other records, least recently used first, until the store is small enough, and then the blobs
 that no record names. Records go before blobs, so that a collection killed at any moment leaves
-blobs that nobody names, which the next one finds, and never a record without its bytes.
+blobs that nobody names, which the next one finds, and never a record without its bytes. What
+belongs to an engine goes last (:mod:`trtbuild.store.remains`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from trtbuild.store import counters, inventory
 from trtbuild.store.guard import LOCK, locked, unheld
 from trtbuild.store.pins import pins
 from trtbuild.store.publish import explained
+from trtbuild.store.remains import FORGOTTEN_S, remains, remove
 from trtbuild.store.temporary import remove_orphans
 
 if TYPE_CHECKING:
@@ -30,14 +31,12 @@ if TYPE_CHECKING:
 
     from trtbuild.store.inventory import Entry, File, Inventory
     from trtbuild.store.local import Store
+    from trtbuild.store.remains import Remain
 
 Item = TypeVar("Item")
 
 _NS = 1_000_000_000
 _DAY_S = 24 * 3600
-_FORGOTTEN_S = 7 * _DAY_S
-"""How long what failed verification can be looked at, and a lease that nobody holds lies."""
-
 _BATCH = 64
 """Removals under one lock: a few milliseconds, for which publishing waits."""
 
@@ -61,6 +60,8 @@ class Limits(Value, frozen=True, kw_only=True):
 class Collection(Value, frozen=True, kw_only=True):
     """What a collection removed, or would.
 
+    ``quarantined`` are files of the quarantine, ``beside`` checkpoints, and statements and
+    marks of engines that are gone. The bytes are of all that, records and blobs together.
     ``pinned_bytes`` is what pins keep, ``recent_bytes`` what else was too young to go.
     ``small_enough`` is false where the store is still above its limit. ``broken_pins`` are
     pins whose engine is lost.
@@ -73,6 +74,7 @@ class Collection(Value, frozen=True, kw_only=True):
     blobs: int
     quarantined: int
     temporaries: int
+    beside: int
     pinned_bytes: int
     recent_bytes: int
     small_enough: bool
@@ -81,11 +83,12 @@ class Collection(Value, frozen=True, kw_only=True):
 
 @dataclass(kw_only=True)
 class _Plan:
-    """What to remove: records, least recently used first, and blobs without any."""
+    """What to remove: records, least recently used first, blobs without any, and the rest."""
 
     before_bytes: int
     entries: list[Entry] = field(default_factory=list)
     blobs: list[File] = field(default_factory=list)
+    beside: list[Remain] = field(default_factory=list)
     pinned_bytes: int = 0
     recent_bytes: int = 0
     broken_pins: tuple[str, ...] = ()
@@ -103,16 +106,17 @@ def collect(store: Store, limits: Limits, *, dry_run: bool = False) -> Collectio
     with explained(store.root), _alone(store, limits):
         plan = _plan(store, limits)
         if dry_run:
-            entries, blobs = plan.entries, plan.blobs
-            quarantined = temporaries = 0
+            entries, blobs, beside = plan.entries, plan.blobs, plan.beside
+            temporaries = 0
         else:
             entries = _sweep_records(store, plan.entries, limits)
             blobs = _sweep_blobs(store, plan, entries, limits)
-            quarantined = _sweep_quarantine(store)
+            beside = _sweep_beside(store, plan.beside, limits)
             temporaries = remove_orphans(store.top / "tmp") + _sweep_leases(store)
             counters.fold(store)
-    gone = _bytes(entry.file for entry in entries) + _bytes(blobs)
+    gone = _bytes(entry.file for entry in entries) + _bytes(blobs) + _bytes(beside)
     after = plan.before_bytes - gone
+    quarantined = sum(each.place == "quarantine" for each in beside)
     return Collection(
         dry_run=dry_run,
         before_bytes=plan.before_bytes,
@@ -121,6 +125,7 @@ def collect(store: Store, limits: Limits, *, dry_run: bool = False) -> Collectio
         blobs=len(blobs),
         quarantined=quarantined,
         temporaries=temporaries,
+        beside=len(beside) - quarantined,
         pinned_bytes=plan.pinned_bytes,
         recent_bytes=plan.recent_bytes,
         small_enough=after <= limits.high_bytes,
@@ -154,26 +159,55 @@ def _plan(store: Store, limits: Limits) -> _Plan:
         pinned |= {id(entry) for entry in kept}
         if not any(pin.sha256 in entry.blobs and _is_whole(found, entry) for entry in kept):
             broken.append(name)
-    recent_ns = time.time_ns() - int(max(limits.keep_s, limits.grace_s) * _NS)
-    held = _held_keys(store)
-    young = {
-        id(entry)
-        for entry in found.entries.values()
-        if id(entry) not in pinned and (entry.used_ns > recent_ns or entry.key in held)
-    }
-    names = Counter(blob for entry in found.entries.values() for blob in entry.blobs)
-    plan = _Plan(before_bytes=found.size_bytes, broken_pins=tuple(broken))
+    young = _young(store, found, pinned, limits)
+    others = remains(store)
+    plan = _Plan(before_bytes=found.size_bytes + _bytes(others), broken_pins=tuple(broken))
     plan.pinned_bytes = _weight(found, pinned, frozenset())
     plan.recent_bytes = _weight(found, young, pinned)
-    size = found.size_bytes - _choose_unnamed(plan, found, names, limits)
-    if size > limits.high_bytes:
-        candidates = [e for e in found.entries.values() if id(e) not in pinned | young]
-        candidates.sort(key=lambda entry: (entry.used_ns, entry.kind, entry.key))
-        for entry in candidates:
-            if size <= limits.low_bytes:
-                break
-            size -= _choose(plan, found, names, entry)
+    _choose_all(plan, found, others, pinned | young, limits)
     return plan
+
+
+def _young(store: Store, found: Inventory, pinned: set[int], limits: Limits) -> set[int]:
+    """Return what is too young to go, or being made, with all that goes with it."""
+    recent_ns = time.time_ns() - int(max(limits.keep_s, limits.grace_s) * _NS)
+    held = _held_keys(store)
+    young = [
+        entry
+        for entry in found.entries.values()
+        if entry.used_ns > recent_ns or entry.key in held
+    ]
+    units = {entry.unit for entry in young} - {""}
+    young += [entry for entry in found.entries.values() if entry.unit in units]
+    return {id(entry) for entry in young} - pinned
+
+
+def _choose_all(
+    plan: _Plan, found: Inventory, others: list[Remain], kept: set[int], limits: Limits
+) -> None:
+    """Choose what nobody needs; then, above the limit, what was not used for longest."""
+    names = Counter(blob for entry in found.entries.values() for blob in entry.blobs)
+    units = found.units()
+    about: dict[str, list[Remain]] = {}
+    for remain in others:
+        about.setdefault(remain.subject if remain.subject in units else "", []).append(remain)
+    loose = about.pop("", [])
+    size = plan.before_bytes - _choose_unnamed(plan, found, names, limits)
+    old = [r for r in loose if r.is_older(limits.grace_s if r.subject else FORGOTTEN_S)]
+    size -= _choose_beside(plan, old)
+    if size <= limits.high_bytes:
+        return
+    gone = {remain.path for remain in old}
+    spare = [r for r in loose if not r.subject and r.path not in gone]
+    size -= _choose_beside(plan, [r for r in spare if r.is_older(limits.keep_s)])
+    candidates = [e for e in found.entries.values() if id(e) not in kept]
+    candidates.sort(key=lambda entry: (entry.used_ns, entry.kind, entry.key))
+    for entry in candidates:
+        if size <= limits.low_bytes:
+            break
+        for each in units.pop(entry.unit, []) if entry.unit else [entry]:
+            size -= _choose(plan, found, names, each)
+        size -= _choose_beside(plan, about.pop(entry.unit, []))
 
 
 def _is_whole(found: Inventory, entry: Entry) -> bool:
@@ -203,6 +237,12 @@ def _choose_unnamed(plan: _Plan, found: Inventory, names: Counter[str], limits: 
         if not names[sha256] and file.changed_ns < before
     ]
     plan.blobs += chosen
+    return _bytes(chosen)
+
+
+def _choose_beside(plan: _Plan, chosen: list[Remain]) -> int:
+    """Choose what is no record and no blob; return the bytes."""
+    plan.beside += chosen
     return _bytes(chosen)
 
 
@@ -284,25 +324,21 @@ def _remove(path: Path, before_ns: int) -> bool:
     return True
 
 
-def _sweep_quarantine(store: Store) -> int:
-    """Remove what was set aside long ago; the time of a renaming is that of the inode."""
-    removed = 0
-    for path in (store.top / "quarantine").iterdir():
-        status = path.lstat()
-        if time.time() - status.st_ctime > _FORGOTTEN_S:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-            removed += 1
-    return removed
+def _sweep_beside(store: Store, chosen: list[Remain], limits: Limits) -> list[Remain]:
+    """Remove what belongs to nothing now; return what went."""
+    return [
+        remain
+        for batch in _batches(store, chosen, limits)
+        for remain in batch
+        if remove(store, remain)
+    ]
 
 
 def _sweep_leases(store: Store) -> int:
     """Remove the files of leases that nobody took for long; the locks themselves stay."""
     removed = 0
     for path in (store.top / "lease").iterdir():
-        if "." in path.name and time.time() - path.lstat().st_mtime > _FORGOTTEN_S:
+        if "." in path.name and time.time() - path.lstat().st_mtime > FORGOTTEN_S:
             with contextlib.suppress(FileNotFoundError), unheld(path) as free:
                 if free:
                     path.unlink(missing_ok=True)
@@ -314,5 +350,5 @@ def _grace_ns(limits: Limits) -> int:
     return time.time_ns() - int(limits.grace_s * _NS)
 
 
-def _bytes(files: Iterable[File]) -> int:
+def _bytes(files: Iterable[File | Remain]) -> int:
     return sum(file.size_bytes for file in files)

@@ -19,6 +19,7 @@ from trtbuild.engine import Value
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import explained
 from trtbuild.store.record import is_digest, is_newer
+from trtbuild.store.versions import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,8 @@ class Entry:
 
     ``blobs`` are digests. ``serves`` are digests of what it tells about: of an engine's record
     its own bytes, of a report the engines that it names, of a graph's record its content.
+    ``unit`` is the digest of the bytes that engines have and that their plan record finds them
+    by: those are used, and go, together.
     """
 
     file: File
@@ -61,11 +64,12 @@ class Entry:
     used_ns: int
     blobs: tuple[str, ...] = ()
     serves: frozenset[str] = frozenset()
+    unit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """All records by (kind, key), and all blobs by digest."""
+    """All records by kind and the name of their file, and all blobs by digest."""
 
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     blobs: dict[str, File] = field(default_factory=dict)
@@ -76,14 +80,22 @@ class Inventory:
         records = sum(entry.file.size_bytes for entry in self.entries.values())
         return records + sum(file.size_bytes for file in self.blobs.values())
 
+    def units(self) -> dict[str, list[Entry]]:
+        """Return the engines and plan records of the same bytes together, plans first."""
+        units: dict[str, list[Entry]] = {}
+        for entry in self.entries.values():
+            if entry.unit:
+                units.setdefault(entry.unit, []).append(entry)
+        for unit in units.values():
+            unit.sort(key=lambda entry: entry.kind != "plan")
+        return units
+
     def kept_by(self, pin: Pin) -> Iterator[Entry]:
         """Yield the records that ``pin`` keeps."""
         own = {("engine", pin.engine_key), ("plan", pin.sha256)}
-        yield from (self.entries[name] for name in own if name in self.entries)
         for entry in self.entries.values():
-            if entry.kind == "engine":
-                continue
-            if pin.network_sha256 in entry.serves or pin.sha256 in entry.serves:
+            of_network = entry.kind != "engine" and pin.network_sha256 in entry.serves
+            if (entry.kind, entry.key) in own or of_network or pin.sha256 in entry.serves:
                 yield entry
 
 
@@ -133,10 +145,11 @@ def take(store: Store) -> Inventory:
     used: dict[str, int] = {}
     with explained(store.root):
         for file in _files(store.top / "cas"):
-            found.blobs[file.name] = file
+            if is_digest(file.name):
+                found.blobs[file.name] = file
         for file in _files(store.top / "ac"):
             entry = _entry(store, file, used)
-            found.entries[entry.kind, entry.key] = entry
+            found.entries[entry.kind, file.name] = entry
     for entry in found.entries.values():
         entry.used_ns = max(entry.used_ns, used.get(entry.key, 0))
     _pair_plans(found)
@@ -144,7 +157,7 @@ def take(store: Store) -> Inventory:
 
 
 def _files(top: Path) -> Iterator[File]:
-    """Yield the regular files two folders below that are named by a digest."""
+    """Yield the regular files two folders below that are named as records and blobs are."""
     for kind in _folders(top):
         for shard in _folders(kind):
             with scandir(shard) as entries:
@@ -161,7 +174,7 @@ def _file(folder: Path, entry: DirEntry[str]) -> File | None:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    if not is_digest(entry.name) or not stat.S_ISREG(status.st_mode):
+    if not key_of(entry.name) or not stat.S_ISREG(status.st_mode):
         return None
     return File(
         folder=folder,
@@ -173,17 +186,20 @@ def _file(folder: Path, entry: DirEntry[str]) -> File | None:
 
 def _entry(store: Store, file: File, used: dict[str, int]) -> Entry:
     kind = file.folder.parent.name
-    entry = Entry(file=file, kind=kind, key=file.name, used_ns=file.changed_ns)
+    entry = Entry(file=file, kind=kind, key=key_of(file.name), used_ns=file.changed_ns)
+    entry.unit = entry.key if kind == "plan" else ""
     try:
         with open(f"{file.folder}/{file.name}", "rb", buffering=0) as opened:  # noqa: PTH123  see File
             data = opened.read()
         envelope = msgspec.json.decode(data, type=_Envelope)
         _refuse_newer(store, file.path, envelope.payload_type)
         record = msgspec.json.decode(envelope.payload, type=_Record)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return entry
     entry.blobs = tuple(blob.sha256 for blob in record.blobs)
     entry.serves = _serves(kind, record)
+    if kind == "engine" and entry.blobs:
+        entry.unit = entry.blobs[0]
     if kind == "memo":
         for key in _answered_with(record):
             used[key] = max(used.get(key, 0), file.changed_ns)
@@ -225,11 +241,8 @@ def _answered_with(record: _Record) -> tuple[str, ...]:
 
 
 def _pair_plans(found: Inventory) -> None:
-    """An engine and the record that finds it by its digest are used, and go, together."""
-    for (kind, _), engine in tuple(found.entries.items()):
-        if kind != "engine":
-            continue
-        for sha256 in engine.blobs:
-            plan = found.entries.get(("plan", sha256))
-            if plan is not None:
-                plan.used_ns = engine.used_ns = max(plan.used_ns, engine.used_ns)
+    """Make what belongs to one engine's bytes as young as the youngest of it."""
+    for unit in found.units().values():
+        used_ns = max(entry.used_ns for entry in unit)
+        for entry in unit:
+            entry.used_ns = used_ns

@@ -7,6 +7,7 @@ several times, and still the first writer's is everybody's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
@@ -113,6 +114,11 @@ def _acquired(lease: filelock.BaseFileLock, root: Path) -> bool:
             lease.acquire(blocking=False)
         except filelock.Timeout:  # an OSError too, but no fault
             return False
+        except OSError as error:
+            # NFS without its lock daemon. Work is done more than once then; filelock itself
+            # turns to marker files where the call is not implemented.
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
         return True
 
 

@@ -2,7 +2,7 @@
 
     STORE                          version of the store
     v1/cas/sha256/ab/<digest>      blobs, read-only
-    v1/ac/<kind>/ab/<key>          records
+    v1/ac/<kind>/ab/<key>          records (see :mod:`trtbuild.store.versions`)
     v1/lease/<kind>.<key>          who is making what (see :mod:`trtbuild.store.lease`)
     v1/tmp/                        unpublished files
     v1/quarantine/                 what failed verification; never served
@@ -31,17 +31,14 @@ from trtbuild.store.location import is_offline, locate, prepare, require_store
 from trtbuild.store.publish import draft, explained, link_new, require_room, set_aside
 from trtbuild.store.reader import BlobLostError, digest_file, file_fault, read_file
 from trtbuild.store.record import (
-    MAX_RECORD_BYTES,
     Blob,
     NewerRecordError,
-    RecordError,
     check_digest,
     check_kind,
-    decode_record,
     encode_record,
-    is_digest,
 )
 from trtbuild.store.temporary import new_name, remove_orphans
+from trtbuild.store.versions import key_of, read_record, record_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -195,9 +192,9 @@ class Store:
     def get(self, kind: str, key: str, shape: type[object] = object) -> Record | None:
         """Return the record of ``key``, or None: a miss.
 
-        A record that is unreadable, foreign, or whose value does not have every field of
-        ``shape`` (``object``: any value) is set aside and is a miss. So is one that names a
-        blob which is missing or has another size.
+        A record that is damaged is set aside and is a miss, and so is one that names a blob
+        which is missing or has another size. One whose value does not have every field of
+        ``shape`` (``object``: any value) is another version's: it stays, and is no answer.
 
         Raises:
             StoreError: the store cannot be read, or a newer version wrote this record; that
@@ -207,14 +204,14 @@ class Store:
             found = self._load(kind, key, shape)
             if found is None or not self._has_blobs(found[0]):
                 return None
-            mark_used(self._record_path(kind, key))
+            mark_used(found[1])
             return found[0]
 
     def put(self, record: Record, shape: type[object] = object) -> Record:
         """Store ``record`` durably if its key has none; return the one that is stored.
 
         The first writer wins: results of one key may differ in their bytes, and everybody must
-        get the same. One whose value is not of ``shape`` does not count: it is set aside.
+        get the same. One whose value is not of ``shape`` does not count: ours stands beside it.
 
         Raises:
             StoreError: a blob that it names is not stored, or the store cannot be written.
@@ -230,29 +227,29 @@ class Store:
             for blob in record.blobs:
                 mark_wanted(self.path(blob.sha256))
             require_room(self.top, len(data))
-            final = self._record_path(record.kind, record.key)
             with draft(self.top / "tmp", [data]) as written:
                 for _ in range(_ATTEMPTS):
-                    if link_new(written.path, final, self.top):
-                        return record
                     winner = self._load(record.kind, record.key, shape)
                     if winner and self._has_blobs(winner[0]):
                         return winner[0]
                     if winner:
-                        self._set_aside(final, winner[1], "a blob that it names is lost")
-        raise self._contended(final)
+                        self._set_aside(*winner[1:], "a blob that it names is lost")
+                    if self._link_record(written.path, record, shape):
+                        return record
+        raise self._contended(next(record_paths(self.top, record.kind, record.key)))
 
-    def records(self, kind: str) -> Iterator[Record]:
+    def records(self, kind: str, shape: type[object] = object) -> Iterator[Record]:
         """Yield the readable records of a kind, in the order of their keys, blobs unchecked.
 
-        A record of a later version becomes an incident.
+        Of each key that whose value is of ``shape``. A record of a later version becomes an
+        incident.
         """
         for key in self.keys(kind, ""):
             try:
                 with explained(self.root):
-                    found = self._load(kind, key, object)
+                    found = self._load(kind, key, shape)
             except NewerRecordError as error:
-                self.note(self._record_path(kind, key), str(error))
+                self.note(next(record_paths(self.top, kind, key)), str(error))
                 continue
             if found:
                 yield found[0]
@@ -270,8 +267,8 @@ class Store:
             raise ValueError(message)
         shard = f"{prefix[:_SHARD_DIGITS]:?<{_SHARD_DIGITS}}"
         with explained(self.root):
-            found = (path.name for path in folder.glob(f"{shard}/{prefix}*"))
-            return sorted(name for name in found if is_digest(name))
+            found = {key_of(path.name) for path in folder.glob(f"{shard}/{prefix}*")}
+            return sorted(found - {""})
 
     # Work in progress
 
@@ -308,9 +305,19 @@ class Store:
 
     # Inside
 
-    def _record_path(self, kind: str, key: str) -> Path:
-        shard = check_digest(key)[:_SHARD_DIGITS]
-        return self.top / "ac" / check_kind(kind) / shard / key
+    def _link_record(self, written: Path, record: Record, shape: type[object]) -> bool:
+        """Give a record its name; False where one that is not of another shape has it."""
+        for path in record_paths(self.top, record.kind, record.key):
+            if link_new(written, path, self.top):
+                return True
+            found = read_record(path, shape)
+            if found is None or not found.other:
+                return False
+        message = (
+            f"store {self.root}: other versions of trtbuild have taken every place of "
+            f"{record.kind} record {record.key[:12]}. Give another folder with --store"
+        )
+        raise StoreError(message)
 
     def _put_blob(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> Blob:
         with explained(self.root):
@@ -360,29 +367,14 @@ class Store:
 
     def _load(
         self, kind: str, key: str, shape: type[object]
-    ) -> tuple[Record, tuple[int, int]] | None:
-        path = self._record_path(kind, key)
-        content = read_file(path, MAX_RECORD_BYTES)
-        if content is None:
-            return None
-        reason = content.fault
-        if not reason:
-            try:
-                record = decode_record(content.data)
-                record.read(shape)
-            except NewerRecordError as error:
-                message = (
-                    f"store {path}: {error}. It stays as it is: upgrade trtbuild, or give "
-                    "another folder with --store"
-                )
-                raise NewerRecordError(message) from error
-            except (RecordError, StoreError) as error:
-                reason = str(error)
-            else:
-                if (record.kind, record.key) == (kind, key):
-                    return record, content.file_id
-                reason = f"it is the record of {record.kind} {record.key}"
-        self._set_aside(path, content.file_id, reason)
+    ) -> tuple[Record, Path, tuple[int, int]] | None:
+        for path in record_paths(self.top, kind, key):
+            found = read_record(path, shape)
+            if found is None or found.other:
+                continue
+            if found.record:
+                return found.record, path, found.file_id
+            self._set_aside(path, found.file_id, found.fault)
         return None
 
     def _set_aside(self, path: Path, file_id: tuple[int, int], reason: str) -> None:

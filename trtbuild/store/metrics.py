@@ -70,7 +70,7 @@ def lines(summary: Summary) -> Iterator[str]:
     rate = "nothing asked yet" if summary.hit_rate is None else f"{summary.hit_rate:.1%}"
     yield f"hit rate        {rate} ({summary.hits} hits, {summary.misses} misses)"
     yield f"errors          {summary.errors} (a tier could not be asked)"
-    yield f"bypasses        {summary.bypasses} (measured anew on purpose)"
+    yield f"bypasses        {summary.bypasses} (measured anew on purpose, or not to be keyed)"
     yield f"corrupt         {summary.corrupt} (failed verification, set aside)"
     yield f"loads           {summary.loads} by services ({summary.refused} more were refused)"
     yield f"bytes of hits   {shown_size(summary.hit_bytes)}"
@@ -103,7 +103,13 @@ def _metrics(summary: Summary) -> Iterator[str]:
         yield f"# HELP {name} {text}"
         for tally in summary.tallies:
             value = round(msgspec.structs.asdict(tally)[field], 3)
-            labels = f'tier="{tally.tier}",kind="{tally.kind}",outcome="{tally.outcome}"'
+            named = (("tier", tally.tier), ("kind", tally.kind), ("outcome", tally.outcome))
+            labels = ",".join(f'{label}="{_escaped(text)}"' for label, text in named)
             if value:
                 yield f"{name}_total{{{labels}}} {value}"
     yield "# EOF"
+
+
+def _escaped(text: str) -> str:
+    """Return a label's value as OpenMetrics 1.0 writes it ("Text format", escaped-string)."""
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -75,9 +75,11 @@ class Record(Value, frozen=True, kw_only=True):
     def read(self, shape: type[T]) -> T:
         """Return the value as ``shape``.
 
+        A value of an earlier version is read as :meth:`Value.of_earlier` says.
+
         Raises:
-            StoreError: the value is of another shape, or lacks a field of it: a field that is
-                missing is never replaced by its default.
+            OtherShapeError: the value is of another shape, or lacks a field of it: a field that
+                is missing is never replaced by its default.
         """
         return _read(self, self.value, shape)
 
@@ -122,6 +124,10 @@ class _Envelope(
 
 class RecordError(ValueError):
     """The bytes are no record that this version would have written."""
+
+
+class OtherShapeError(StoreError):
+    """A whole record, whose value another version of trtbuild wrote: a miss, and it stays."""
 
 
 class NewerRecordError(StoreError):
@@ -180,7 +186,7 @@ def decode_record(data: bytes) -> Record:
         _check_type(envelope.payload_type)
         record = msgspec.json.decode(envelope.payload, type=Record)
         plain: object = msgspec.json.decode(envelope.payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(str(error)) from error
     # One spelling per record: refuses missing and duplicate fields, white space, loose base64.
     if encode(envelope) != data or not encode(record) == encode(plain) == envelope.payload:
@@ -233,15 +239,26 @@ def _checksum(payload_type: str, payload: bytes) -> str:
 
 
 def _read(record: Record, raw: msgspec.Raw, shape: type[T]) -> T:
+    if shape is object:
+        return msgspec.json.decode(raw, type=shape)
     label = f"{record.kind} record {record.key[:12]}"
-    remedy = f"{OTHER_VERSION}; let it be made again"
+    remedy = (
+        f"{OTHER_VERSION} and stays as it is. Run the command that made it again: this "
+        "version's is stored beside it"
+    )
+    plain: object = msgspec.json.decode(raw)
+    of_earlier = getattr(shape, "of_earlier", None)  # shapes may be no classes: dict[str, int]
+    if isinstance(plain, dict) and of_earlier:
+        filled = of_earlier(plain)
+        raw = raw if filled is plain else msgspec.Raw(encode(filled))
+        plain = filled
     try:
         decoded = msgspec.json.decode(raw, type=shape)
     except msgspec.ValidationError as error:
         message = f"{label}: its JSON is no {shape.__name__}: {error}. {remedy}"
-        raise StoreError(message) from error
+        raise OtherShapeError(message) from error
     # Decoding fills a missing field with its default; writing it again shows that it did.
-    if shape is not object and msgspec.json.decode(encode(decoded)) != msgspec.json.decode(raw):
+    if msgspec.json.decode(encode(decoded)) != plain:
         message = f"{label}: a field of {shape.__name__} is missing in it. {remedy}"
-        raise StoreError(message)
+        raise OtherShapeError(message)
     return decoded

@@ -10,27 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.canonical import sha256_file
-from trtbuild.engine import Value
+from trtbuild.engine import Manifest, Value
 from trtbuild.errors import StoreError, TrustError, UsageError
 from trtbuild.store.record import is_digest, make_record
 
 if TYPE_CHECKING:
-    from trtbuild.engine import Manifest
+    from collections.abc import Iterator
+
     from trtbuild.store.local import Store
     from trtbuild.store.record import Record
-
-KINDS = (
-    "memo",
-    "source",
-    "optimized",
-    "ranges",
-    "choice",
-    "network",
-    "engine",
-    "plan",
-    "report",
-)
-"""The kinds of records that trtbuild writes."""
 
 _MIN_PREFIX = 6
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
@@ -44,10 +32,46 @@ class Plan(Value, frozen=True, kw_only=True):
 
 
 def put_plan(store: Store, manifest: Manifest) -> Record:
-    """Make an engine, whose record is stored, findable by the digest of its bytes."""
+    """Make an engine, whose record is stored, findable by the digest of its bytes.
+
+    Of several engines with equal bytes the first is the one that is found.
+    """
+    return store.put(plan_record(manifest), Plan)
+
+
+def plan_record(manifest: Manifest) -> Record:
+    """Return the record that finds an engine by the digest of its bytes; it is not stored."""
     preimage = {"engine_sha256": manifest.sha256}
-    value = Plan(engine_key=manifest.key)
-    return store.put(make_record("plan", manifest.sha256, preimage, value))
+    return make_record("plan", manifest.sha256, preimage, Plan(engine_key=manifest.key))
+
+
+def get_engine(store: Store, key: str) -> Record | None:
+    """Return the record of an engine, that of another version only where ours has none.
+
+    Reading a manifest of another version says what to do.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    return store.get("engine", key, Manifest) or store.here.get("engine", key)
+
+
+def known_engines(store: Store) -> tuple[Record, ...]:
+    """Return the records of all engines here; blobs are not looked at, and nothing is used.
+
+    Of one that another version made too, ours.
+    """
+    ours = {record.key: record for record in store.records("engine", Manifest)}
+    return tuple(({record.key: record for record in store.records("engine")} | ours).values())
+
+
+def engines_of_bytes(store: Store, sha256: str) -> Iterator[Record]:
+    """Yield the records here of whole engines that have these bytes; reads all engines'."""
+    for record in store.here.records("engine", Manifest):
+        if any(blob.name == "engine" and blob.sha256 == sha256 for blob in record.blobs):
+            found = store.here.get("engine", record.key, Manifest)
+            if found is not None:
+                yield found
 
 
 def find_engine(store: Store, text: str) -> Record:
@@ -82,7 +106,7 @@ def find_record(store: Store, text: str) -> Record:
     """
     if not _PREFIX.fullmatch(text) or _digits(store, text, "engine", "plan"):
         return find_engine(store, text)
-    matches = [(kind, key) for kind in KINDS for key in store.keys(kind, text)]
+    matches = [(kind, key) for kind in store.kinds() for key in store.keys(kind, text)]
     if len(matches) > 1:
         raise _ambiguous(text, [f"{kind} {key[:_SHOWN_DIGITS]}" for kind, key in matches])
     found = store.get(*matches[0]) if matches else None
@@ -99,9 +123,11 @@ def _find_by_digits(store: Store, text: str) -> Record | None:
         record = _engine_of_plan(store, sha256, text)
         records[record.key] = record
     for key in _digits(store, text, "engine"):
-        found = store.get("engine", key)
+        found = get_engine(store, key)
         if found is not None:
             records[key] = found
+    if not records and is_digest(text):  # its plan record may be gone
+        return next(engines_of_bytes(store, text), None)
     if len(records) > 1:
         names = [
             f"engine {key[:_SHOWN_DIGITS]} of {record.created}"
@@ -119,21 +145,22 @@ def _digits(store: Store, text: str, *kinds: str) -> list[str]:
 
 
 def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:
-    plan = store.get("plan", sha256)
-    if plan is None:
+    plan = store.get("plan", sha256, Plan)
+    engine = get_engine(store, plan.read(Plan).engine_key) if plan is not None else None
+    # Engines of several keys can have the same bytes, and the plan names only the first.
+    engine = engine or next(engines_of_bytes(store, sha256), None)
+    if plan is None and engine is None:
         _require_answers(store, label)
         message = (
             f"{label}: no engine in the store {store.root} has these bytes. "
             "'trtbuild cache ls' lists those it has; --store names another store"
         )
         raise UsageError(message)
-    key = plan.read(Plan).engine_key
-    engine = store.get("engine", key)
     if engine is None:
         _require_answers(store, label)
         message = (
-            f"{label}: the record or the bytes of engine {key[:_SHOWN_DIGITS]} are lost or "
-            f"were damaged in the store {store.root}. Build it again"
+            f"{label}: the record or the bytes of this engine are lost or were damaged in the "
+            f"store {store.root}. Build it again"
         )
         raise StoreError(message)
     return _with_bytes(engine, sha256, label)

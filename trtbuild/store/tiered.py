@@ -36,7 +36,7 @@ class TieredStore(Store):
             StoreError: the store cannot be read, or a tier fails whose policy is to fail.
         """
         found = super().get(kind, key, shape)
-        if found is None and travels(kind) and self.chain.fetch(self.here, kind, key):
+        if found is None and travels(kind) and self.chain.fetch(self.here, kind, key, shape):
             found = super().get(kind, key, shape)
         return found
 

@@ -87,7 +87,7 @@ def read_lock(data: bytes, name: str) -> Lock:
         if "schema" not in tables:
             raise wrong_lock(name, "it has no schema")
         return msgspec.convert(tables, Lock, strict=True)
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise wrong_lock(name, str(error)) from error
 
 

@@ -170,7 +170,7 @@ def read_policy(data: bytes, name: str) -> Policy:
         tables = strict_toml.parse(data)
         policy = msgspec.convert(tables, Policy, strict=True)
         found = [public_key(each.public).keyid for each in policy.keys]
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise _wrong(name, _place(str(error))) from error
     if len(set(found)) != len(found):
         raise _wrong(name, "one key stands in two [[keys]] tables; builder and promoter differ")

@@ -57,6 +57,14 @@ def want(uri: str, folder: Path, number: int, how: str, skew_s: float) -> None:
     append(folder / "engines", record.blobs[0].sha256)
 
 
+def wait_for_takeover(folder: Path) -> float:
+    """Return the seconds until somebody else builds."""
+    begun = time.monotonic()
+    while len(lines(folder / "builds")) < 2:
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
 def main() -> None:
     uri, text, hosts, how = sys.argv[1:5]
     processes = int(sys.argv[5]) if len(sys.argv) > 5 else 1
@@ -70,17 +78,24 @@ def main() -> None:
     while not lines(folder / "builds"):
         time.sleep(0.01)
     leader = int(lines(folder / "builds")[0])
+    taken_over_s = 0.0
     if how == "kill":
         os.kill(leader, signal.SIGKILL)
+        taken_over_s = wait_for_takeover(folder)
         children.remove(leader)
         os.waitpid(leader, 0)
     elif how == "pause":
         os.kill(leader, signal.SIGSTOP)
+        taken_over_s = wait_for_takeover(folder)
         while len(lines(folder / "engines")) < processes:
             time.sleep(0.01)
         os.kill(leader, signal.SIGCONT)
     failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
-    answer = {"builds": len(lines(folder / "builds")), "engines": lines(folder / "engines")}
+    answer = {
+        "builds": len(lines(folder / "builds")),
+        "engines": lines(folder / "engines"),
+        "taken_over_s": taken_over_s,
+    }
     print(json.dumps(answer))  # noqa: T201  a script's answer
     sys.exit(failed)
 

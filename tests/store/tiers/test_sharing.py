@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -15,6 +14,7 @@ import pytest
 
 import trtbuild.store.tiers.lease as leases
 from tests.store.engines import engine_key, put_engine
+from tests.store.tiers import hosts
 from trtbuild.canonical import digest
 from trtbuild.errors import StoreError, UsageError
 from trtbuild.store import Store, find_engine, find_record, make_record
@@ -302,6 +302,8 @@ def test_hosts_whose_clocks_differ_publish_one_engine_whatever_happens_to_the_bu
     assert answer["builds"] == {"live": 1, "kill": 2, "pause": 2}[how]
     assert len(answer["engines"]) == 3 * processes - (how == "kill")
     assert len(set(answer["engines"])) == 1
+    assert answer["taken_over_s"] <= hosts.TTL_S + 5
+    print(f"{how}: taken over after {answer['taken_over_s']:.2f} s, TTL {hosts.TTL_S} s")  # noqa: T201  the record of the run
 
 
 @pytest.mark.parametrize("uri", ["folder", "moto"], indirect=True)
@@ -344,27 +346,3 @@ def test_offline_leaves_out_what_needs_the_network(
     remotes = f"s3://engines/x,oci://localhost/engines,file://{tmp_path}/share"
     opened = host(tmp_path / "store", remotes)
     assert [link.address.scheme for link in opened.chain.links] == ["file"]
-
-
-@pytest.mark.parametrize("flag", [["--offline"], []])
-def test_offline_opens_no_socket(tmp_path: Path, moto: Server, flag: list[str]) -> None:
-    code = (
-        "import sys\n"
-        "def refuse(event, arguments):\n"
-        "    if event.startswith('socket.'): print('SOCKET', event)\n"
-        "sys.addaudithook(refuse)\n"
-        "sys.argv[0] = 'trtbuild'\n"
-        "from trtbuild.cli import main; main()\n"
-    )
-    uri = f"{tmp_path},oci://127.0.0.1:{moto.port}/engines,{moto.uri('x')}"
-    name = hashlib.sha256(b"nothing").hexdigest()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "inspect", name, "--store", uri, *flag],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert ("SOCKET" in done.stdout) is not bool(flag), "the hook saw nothing"

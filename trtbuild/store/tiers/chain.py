@@ -133,14 +133,14 @@ class Chain:
         """Return, for each tier whose last question had no answer, why."""
         return tuple(link.unanswered for link in self.links if link.unanswered)
 
-    def fetch(self, store: Store, kind: str, key: str) -> bool:
+    def fetch(self, store: Store, kind: str, key: str, shape: type[object] = object) -> bool:
         """Bring a record from the nearest tier that has it to ``store`` and nearer tiers.
 
         Raises:
             TierError: a tier fails, and its policy is to fail.
         """
         for index, link in enumerate(self.links):
-            work = partial(_pull, link, store, kind, key)
+            work = partial(_pull, link, store, kind, key, shape)
             found = link.answered(store, kind, work, fails=link.address.fails)
             if found:
                 link.counts.hits += 1
@@ -207,8 +207,8 @@ class Chain:
         return tuple(link for link in self.links if link.address.write)
 
 
-def _pull(link: Link, store: Store, kind: str, key: str) -> bool:
-    return transfer.pull(link.tier, store, kind, key)
+def _pull(link: Link, store: Store, kind: str, key: str, shape: type[object]) -> bool:
+    return transfer.pull(link.tier, store, kind, key, shape=shape)
 
 
 def _push(link: Link, store: Store, record: Record) -> None:
@@ -229,7 +229,7 @@ def _agreed(link: Link, store: Store, record: Record, shape: type[object]) -> Re
         name = record_name(record.kind, record.key)
         store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
         return record
-    if not transfer.pull(tier, store, record.kind, record.key):
+    if not transfer.pull(tier, store, record.kind, record.key, shape=shape):
         raise TierError(
             f"{tier.uri}: its {record.kind} record {record.key[:12]} names a blob that is lost "
             f"there. Delete that record there; this machine keeps its own"

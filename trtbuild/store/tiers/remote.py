@@ -5,9 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from trtbuild.engine import Manifest
 from trtbuild.errors import UsageError
 from trtbuild.store.record import is_digest
-from trtbuild.store.resolve import Plan, find_engine
+from trtbuild.store.resolve import (
+    Plan,
+    find_engine,
+    get_engine,
+    known_engines,
+    plan_record,
+)
 from trtbuild.store.tiers.names import records_prefix, travels
 from trtbuild.store.tiers.tier import TierError
 from trtbuild.store.tiers.transfer import fetch_record, pull, pull_statements
@@ -34,22 +41,28 @@ def records_of(store: Store, engines: list[str]) -> list[Record]:
     for text in engines:
         engine = find_engine(store, text)
         sha256 = engine.blobs[0].sha256
-        plan = store.get("plan", sha256)
+        plan = store.get("plan", sha256, Plan)
+        named = get_engine(store, plan.read(Plan).engine_key) if plan is not None else None
+        if named is None and plan is not None:  # it is gone: ours is found by these bytes then
+            plan = plan_record(engine.read(Manifest))
         about = [
             record
             for kind in _NAMED_BY
             for record in store.records(kind)
             if sha256.encode() in bytes(record.preimage)
         ]
-        for record in (engine, *([plan] if plan else []), *about):
+        for record in (engine, *filter(None, (named, plan)), *about):
             found[record.kind, record.key] = record
     return list(found.values())
 
 
 def all_records(store: Store) -> list[Record]:
     """Return every record of the store that travels."""
-    kinds = [kind for kind in store.kinds() if travels(kind)]
-    return [record for kind in kinds for record in store.records(kind)]
+    kinds = [kind for kind in store.kinds() if travels(kind) and kind != "engine"]
+    return [
+        *known_engines(store),
+        *(record for kind in kinds for record in store.records(kind)),
+    ]
 
 
 def engines_of(tier: Tier) -> list[Record]:

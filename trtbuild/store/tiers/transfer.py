@@ -88,12 +88,19 @@ def parse_record(where: str, kind: str, key: str, data: bytes) -> Record:
     return record
 
 
-def pull(
-    tier: Tier, store: Store, kind: str, key: str, sent: Callable[[int], None] | None = None
+def pull(  # noqa: PLR0913  tier and store, kind and key, and two that few give
+    tier: Tier,
+    store: Store,
+    kind: str,
+    key: str,
+    sent: Callable[[int], None] | None = None,
+    *,
+    shape: type[object] = object,
 ) -> bool:
     """Bring the record of ``key`` with all it names from ``tier`` to ``store``.
 
     Returns False on a miss. A record with a lost blob is a miss too, and becomes an incident.
+    ``shape`` is as in :meth:`Store.put`: what another version has here does not keep it out.
 
     Raises:
         TierError: the tier cannot tell, or what it sends is not to be used; no byte of that
@@ -114,7 +121,7 @@ def pull(
         if sent is not None:
             sent(blob.bytes)
     pull_statements(tier, store, record)
-    store.put(record)
+    store.put(record, shape)
     return True
 
 
