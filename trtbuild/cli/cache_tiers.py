@@ -48,16 +48,20 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
     """
     from trtbuild.cli.output import print_json, speaker
     from trtbuild.store import Store
+    from trtbuild.store.tiers.address import read_address
     from trtbuild.store.tiers.transfer import Sent
     from trtbuild.store.tiers.transfer import push as send
+    from trtbuild.store.unsent import forget
 
     opened = Store.open_existing(store).here
     tier = _tier(to)
     records = _chosen(opened, engines or [], everything=everything)
+    identity = read_address(to).identity
     progress = _Progress(speaker(quiet=quiet), f"push to {tier.uri}", _weight(records))
     sent = Sent()
     for record in records:
         sent += send(tier, opened, record, progress.add)
+        forget(opened, identity, record.kind, record.key)
     if json:
         print_json(
             {

@@ -65,6 +65,7 @@ def nightly(  # noqa: PLR0913  one parameter per option is how Typer works
     if plan:
         _print_plan([plan_recipe(path, opened) for path in paths], shown, folder)
         return
+    opened = opened.settled()
     job_summary = os.environ.get(_JOB_SUMMARY)
     for file in (junit, markdown, Path(job_summary) if job_summary else None):
         if file is not None:

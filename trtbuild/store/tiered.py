@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtbuild.errors import StoreError
 from trtbuild.store.local import Store
 from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.chain import Chain, Link
@@ -45,7 +44,7 @@ class TieredStore(Store):
 
         The first writer wins, among hosts too, unless another version of trtbuild wrote its
         record, which is not of ``shape``: that stays there, and this one here. Where a tier
-        fails, the record is stored here all the same before that is raised.
+        fails, the record is stored here all the same, marked as unsent, before that is raised.
 
         Raises:
             StoreError: the store cannot be written, or a tier fails whose policy is to fail.
@@ -53,12 +52,20 @@ class TieredStore(Store):
         known = super().get(record.kind, record.key, shape) if travels(record.kind) else record
         if known is not None:
             return super().put(record, shape)
-        try:
-            agreed = self.chain.publish(self.here, record, shape)
-        except StoreError:
-            super().put(record, shape)
-            raise
-        return super().put(agreed, shape)
+        agreed, failed = self.chain.publish(self.here, record, shape)
+        stored = super().put(agreed, shape)
+        if failed:
+            raise failed
+        return stored
+
+    def settled(self) -> Store:
+        """Return this store, after sending what the tiers did not take when it was made.
+
+        Raises:
+            StoreError: a tier fails again whose policy is to fail.
+        """
+        self.chain.settle(self.here)
+        return self
 
     def unanswered(self) -> tuple[str, ...]:
         """Return why tiers did not answer the last question; what they have is unknown."""

@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from trtbuild.errors import StoreError
-from trtbuild.store import counters
+from trtbuild.store import counters, unsent
 from trtbuild.store.record import encode_record
+from trtbuild.store.resolve import Plan
 from trtbuild.store.tiers import transfer
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.lease import TTL_S, Turn, take_turn
@@ -151,20 +152,45 @@ class Chain:
                 link.count(store, kind, "miss")
         return False
 
-    def publish(self, store: Store, record: Record, shape: type[object] = object) -> Record:
+    def publish(
+        self, store: Store, record: Record, shape: type[object] = object
+    ) -> tuple[Record, StoreError | None]:
         """Send a record to all tiers that this machine writes; return the one to use.
 
         Where another host was first, its record is brought to ``store`` and is everybody's, if
-        its value is of ``shape``.
+        its value is of ``shape``. A record that a tier did not take is marked as unsent, and
+        the error, where the tier's policy is to fail, is returned for who stores the record.
+        """
+        failed: StoreError | None = None
+        for link in self._writable():
+            agreed: Record | None = None
+            try:
+                if not _waits(link, store, record):
+                    work = partial(_agreed, link, store, record, shape)
+                    fails = link.address.write_fails
+                    agreed = link.answered(store, record.kind, work, fails=fails)
+            except StoreError as error:
+                failed = failed or _unsent_error(link, error)
+            if agreed is None:
+                unsent.mark(store, link.address.identity, record.kind, record.key)
+            record = agreed or record
+        return record, failed
+
+    def settle(self, store: Store) -> None:
+        """Send what tiers that this machine writes did not take when it was made.
 
         Raises:
-            TierError: a tier fails, and its policy is to fail.
+            TierError: a tier fails again, and its policy is to fail.
         """
         for link in self._writable():
-            work = partial(_agreed, link, store, record, shape)
-            agreed = link.answered(store, record.kind, work, fails=link.address.write_fails)
-            record = agreed or record
-        return record
+            for kind, key in unsent.unsent(store, link.address.identity):
+                work = partial(_settled, link, store, kind, key)
+                try:
+                    done = link.answered(store, kind, work, fails=link.address.write_fails)
+                except StoreError as error:
+                    raise _unsent_error(link, error) from error
+                if done is None:
+                    break
 
     def share(self, store: Store, record: Record) -> None:
         """Send what a record has here and a tier lacks to all that this machine writes."""
@@ -215,9 +241,52 @@ def _push(link: Link, store: Store, record: Record) -> None:
     transfer.push(link.tier, store, record)
 
 
+def _waits(link: Link, store: Store, record: Record) -> bool:
+    """Tell whether this is the plan of an engine that is marked as unsent: it goes after it."""
+    if record.kind != "plan":
+        return False
+    engine_key = record.read(Plan).engine_key
+    return unsent.is_unsent(store, link.address.identity, "engine", engine_key)
+
+
+def _settled(link: Link, store: Store, kind: str, key: str) -> bool:
+    """Send a record that is marked as unsent, and take the mark away."""
+    tier, identity = link.tier, link.address.identity
+    record = store.get(kind, key)
+    if record is None:
+        unsent.forget_abandoned(store, identity, kind, key)
+        return True
+    if kind != "plan" or _has_engine(tier, record):
+        transfer.push(tier, store, record)
+        there = transfer.fetch_record(tier, kind, key)
+        if there is not None and encode_record(there) != encode_record(record):
+            store.note(
+                f"{tier.uri}/{record_name(kind, key)}",
+                "another host was first while this tier could not be written: this machine "
+                "keeps its own",
+            )
+    unsent.forget(store, identity, kind, key)
+    return True
+
+
+def _has_engine(tier: Tier, plan: Record) -> bool:
+    """Tell whether the engine that a plan names has the plan's bytes in ``tier``."""
+    engine = transfer.fetch_record(tier, "engine", plan.read(Plan).engine_key)
+    return engine is not None and plan.key in (blob.sha256 for blob in engine.blobs)
+
+
+def _unsent_error(link: Link, error: StoreError) -> StoreError:
+    return TierError(
+        f"{error}. What was made is stored here and not there: run the command again once the "
+        f"cause is gone, or 'trtbuild cache push --all --to {link.address.shown}'"
+    )
+
+
 def _agreed(link: Link, store: Store, record: Record, shape: type[object]) -> Record:
     """Send ``record``; return it, or the record that another host had put there first."""
     tier = link.tier
+    if record.kind == "plan" and not _has_engine(tier, record):
+        return record  # it would name what is not there
     if transfer.push(tier, store, record).won:
         return record
     winner = transfer.fetch_record(tier, record.kind, record.key)
