@@ -89,6 +89,20 @@ def test_an_engine_is_found_by_its_digest_where_only_the_tier_has_it(
     assert second.read(made.blobs[0].sha256) == b"engine"
 
 
+def test_an_engine_that_is_here_is_found_without_asking_a_tier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decision 10: production goes on with the verified copy that it has."""
+    monkeypatch.setenv("CI", "true")  # so that any question would fail
+    store = host(tmp_path / "store", "oci://127.0.0.1:9/engines")
+    made = put_engine(store, engine_key("sm_89", 3), b"engine")
+    for name in (made.key, made.blobs[0].sha256):
+        for text in (name, name[:12]):
+            assert find_engine(store, text) == made
+            assert find_record(store, text) == made
+    assert counts(store).errors == 0
+
+
 def test_without_write_nothing_goes_to_a_tier(uri: str, tmp_path: Path) -> None:
     first = host(tmp_path / "first", uri)
     first.put(record_of(first, b"engine"))
