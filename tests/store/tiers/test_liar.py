@@ -122,8 +122,7 @@ def test_an_old_tag_that_names_another_record_is_refused(
     tier.put_new(
         Upload(
             name=record_name("engine", KEY),
-            source=data,
-            size_bytes=len(data),
+            data=data,
             links=record.blobs,
         )
     )

@@ -179,7 +179,7 @@ def test_a_record_whose_blob_is_lost_there_is_a_miss_and_said(uri: str, tmp_path
     store.put(record)
     tier = connect(read_address(uri))
     data = encode_record(record)
-    tier.put_new(Upload(name=record_name("engine", KEY), source=data, size_bytes=len(data)))
+    tier.put_new(Upload(name=record_name("engine", KEY), data=data))
     second = host(tmp_path / "second", uri)
     assert second.get("engine", KEY) is None
     assert any("missing there" in incident.reason for incident in second.incidents)

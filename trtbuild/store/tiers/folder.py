@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, link_new, sync_folders
 from trtbuild.store.tiers.tier import (
-    PART_BYTES,
     NoAnswerError,
     TierError,
     Version,
@@ -68,7 +67,7 @@ class FolderTier:
         with self._explained():
             self._make(self.root / "v1" / "tmp")
             self._make(final.parent)
-            with draft(self.root / "v1" / "tmp", _chunks_of(upload)) as written:
+            with draft(self.root / "v1" / "tmp", [upload.data]) as written:
                 return link_new(written.path, final, self.root)
 
     def names(self, prefix: str) -> list[str]:
@@ -151,14 +150,3 @@ class FolderTier:
             raise
         except StoreError as error:
             raise TierError(f"{self.uri}: {error}") from error
-
-
-def _chunks_of(upload: Upload) -> Iterator[bytes]:
-    if isinstance(upload.source, bytes):
-        upload.sent(len(upload.source))
-        yield upload.source
-        return
-    with upload.source.open("rb", buffering=0) as file:
-        while chunk := file.read(PART_BYTES):
-            upload.sent(len(chunk))
-            yield chunk

@@ -53,7 +53,6 @@ _ABSENT = (FileNotFoundError,)
 _DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError, PermissionError)
 _REFUSED = (AlreadyExistsError, FileExistsError, PreconditionError)
 _LEASE_LIMIT_BYTES = 4096
-_PARTS_AT_ONCE = 4
 _TRIES = 3
 _FIRST_PAUSE_S = 0.2
 _SHOWN_CHARACTERS = 300
@@ -86,7 +85,8 @@ class ObjectTier:
             return None if self.size(name) is None else iter(())
         with self._explained(name):
             try:
-                found = obstore.get(self.lookup, name, options={"range": (0, PART_BYTES)})
+                store = self.bulk if name.startswith("v1/cas/") else self.lookup
+                found = obstore.get(store, name, options={"range": (0, PART_BYTES)})
             except _ABSENT as error:
                 self._require_bucket(error)
                 return None
@@ -103,30 +103,9 @@ class ObjectTier:
                 return None
 
     def put_new(self, upload: Upload) -> bool:
-        """See :class:`trtbuild.store.tiers.tier.Tier`.
-
-        A conditional put has to be one request. Larger objects go in parts that appear at
-        once; only blobs are so large, and whoever writes one of a name writes the same bytes.
-        """
+        """See :class:`trtbuild.store.tiers.tier.Tier`; a conditional put is one request."""
         with self._explained(upload.name):
-            if upload.size_bytes <= PART_BYTES:
-                data = upload.source
-                data = data if isinstance(data, bytes) else data.read_bytes()
-                if not self._put(self.bulk, upload.name, data, "create"):
-                    return False
-                upload.sent(len(data))
-                return True
-            if self.size(upload.name) is not None:
-                return False
-            obstore.put(
-                self.bulk,
-                upload.name,
-                _chunks_of(upload),
-                use_multipart=True,
-                chunk_size=PART_BYTES,
-                max_concurrency=_PARTS_AT_ONCE,
-            )
-            return True
+            return self._put(self.bulk, upload.name, upload.data, "create")
 
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
@@ -305,17 +284,6 @@ def _endpoint_of(environment: os._Environ[str], scheme: str) -> str:
         except UsageError as error:
             raise TierError(str(error)) from error
     return environment.get(name, "")
-
-
-def _chunks_of(upload: Upload) -> Iterator[bytes]:
-    if isinstance(upload.source, bytes):
-        upload.sent(len(upload.source))
-        yield upload.source
-        return
-    with upload.source.open("rb", buffering=0) as file:
-        while chunk := file.read(PART_BYTES):
-            yield chunk
-            upload.sent(len(chunk))
 
 
 def _short(error: BaseException) -> str:

@@ -23,6 +23,8 @@ RECORD_TYPE = "application/vnd.trtbuild.record.v1"
 STATEMENT_TYPE = "application/vnd.trtbuild.statement.v1"
 RECORD_LAYER = "application/vnd.trtbuild.record.v1+json"
 STATEMENT_LAYER = "application/vnd.trtbuild.statement.v1+json"
+PARTS_TYPE = "application/vnd.trtbuild.parts.v1"
+PARTS_LAYER = "application/vnd.trtbuild.parts.v1+json"
 BLOB_LAYER = "application/octet-stream"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 EMPTY = b"{}"
@@ -75,8 +77,8 @@ def describe(media_type: str, data: bytes) -> Descriptor:
 
 def pack(name: str, data: bytes, blobs: tuple[Blob, ...]) -> bytes:
     """Return the manifest of a record or statement called ``name`` with the blobs it names."""
-    is_record = name.startswith("v1/ac/")
-    layers = [describe(RECORD_LAYER if is_record else STATEMENT_LAYER, data)]
+    artifact_type, layer_type = _types(name)
+    layers = [describe(layer_type, data)]
     layers += [
         Descriptor(
             media_type=BLOB_LAYER,
@@ -90,7 +92,7 @@ def pack(name: str, data: bytes, blobs: tuple[Blob, ...]) -> bytes:
         Package(
             schema_version=2,
             media_type=MANIFEST_TYPE,
-            artifact_type=RECORD_TYPE if is_record else STATEMENT_TYPE,
+            artifact_type=artifact_type,
             config=describe(EMPTY_TYPE, EMPTY),
             layers=layers,
             annotations={_TITLE: name},
@@ -108,15 +110,13 @@ def unpack(where: str, name: str, manifest: bytes) -> Descriptor:
         package = msgspec.json.decode(manifest, type=Package)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _foreign(where, name, str(error)) from error
-    is_record = name.startswith("v1/ac/")
-    wanted = RECORD_TYPE if is_record else STATEMENT_TYPE
-    layer = RECORD_LAYER if is_record else STATEMENT_LAYER
+    wanted, layer = _types(name)
     if package.artifact_type != wanted:
         raise _foreign(where, name, f"artifact type {package.artifact_type!r}")
     if package.annotations.get(_TITLE) != name:
         raise _foreign(where, name, f"it is {package.annotations.get(_TITLE)!r}")
     if not package.layers or package.layers[0].media_type != layer:
-        raise _foreign(where, name, "its first layer is no record or statement")
+        raise _foreign(where, name, f"its first layer is not {layer}")
     return package.layers[0]
 
 
@@ -127,6 +127,15 @@ def title_of(where: str, manifest: bytes) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _foreign(where, "a manifest", str(error)) from error
     return package.annotations.get(_TITLE, "")
+
+
+def _types(name: str) -> tuple[str, str]:
+    """Return the types of an artifact and of its first layer."""
+    if name.startswith("v1/ac/"):
+        return RECORD_TYPE, RECORD_LAYER
+    if name.startswith("v1/parts/"):
+        return PARTS_TYPE, PARTS_LAYER
+    return STATEMENT_TYPE, STATEMENT_LAYER
 
 
 def _foreign(where: str, name: str, reason: str) -> TierError:

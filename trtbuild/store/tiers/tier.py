@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from trtbuild.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from trtbuild.store.record import Blob
 
@@ -46,17 +45,14 @@ class NoAnswerError(TierError):
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """An object to be stored: bytes in memory, or a file.
+    """An object to be stored in one request.
 
     ``links`` are the blobs that it names: a tier that deletes what nothing names must know.
-    ``sent`` is told how many bytes went, as they go.
     """
 
     name: str
-    source: bytes | Path
-    size_bytes: int
+    data: bytes
     links: tuple[Blob, ...] = ()
-    sent: Callable[[int], None] = lambda _count: None
 
 
 @dataclass(frozen=True, kw_only=True)

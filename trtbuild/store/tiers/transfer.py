@@ -25,10 +25,19 @@ from trtbuild.store.tiers.names import (
     statement_name,
     statements_prefix,
 )
+from trtbuild.store.tiers.parts import (
+    LostPartError,
+    chunks_of,
+    fetch_index,
+    is_large,
+    is_whole,
+    links,
+    send,
+)
 from trtbuild.store.tiers.tier import TierError, Upload, read_small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from trtbuild.store.local import Store
     from trtbuild.store.record import Blob, Record
@@ -87,7 +96,11 @@ def parse_record(where: str, kind: str, key: str, data: bytes) -> Record:
 
 
 def pull(
-    tier: Tier, store: Store, kind: str, key: str, sent: Callable[[int], None] | None = None
+    tier: Tier,
+    store: Store,
+    kind: str,
+    key: str,
+    sent: Callable[[int], None] = lambda _: None,
 ) -> bool:
     """Bring the record of ``key`` with all it names from ``tier`` to ``store``.
 
@@ -102,15 +115,13 @@ def pull(
     if record is None:
         return False
     for blob in record.blobs:
-        if not store.has(blob) and not _pull_blob(tier, store, blob):
+        if not store.has(blob) and not _pull_blob(tier, store, blob, sent):
             store.note(
                 f"{tier.uri}/{blob_name(blob.sha256)}",
                 f"missing there, named by {kind} record {key}: push it again from a sound "
                 f"store, or delete that record",
             )
             return False
-        if sent is not None:
-            sent(blob.bytes)
     pull_statements(tier, store, record)
     store.put(record)
     return True
@@ -149,17 +160,18 @@ def push(
         StoreError: a blob is lost here.
     """
     total = Sent()
+    held: list[Blob] = []
     for blob in record.blobs:
-        total += _push_blob(tier, store, blob, sent)
+        done, named = _push_blob(tier, store, blob, sent)
+        total += done
+        held += named
     for subject in subjects(record):
         for envelope in statements(store, subject):
             name = statement_name(subject, hashlib.sha256(envelope).hexdigest())
-            total += _put(tier, Upload(name=name, source=envelope, size_bytes=len(envelope)))
-    data = encode_record(record)
+            total += _put(tier, Upload(name=name, data=envelope))
     name = record_name(record.kind, record.key)
-    return total + _put(
-        tier, Upload(name=name, source=data, size_bytes=len(data), links=record.blobs)
-    )
+    upload = Upload(name=name, data=encode_record(record), links=tuple(held))
+    return total + _put(tier, upload)
 
 
 def subjects(record: Record) -> tuple[str, ...]:
@@ -172,36 +184,58 @@ def weight(record: Record) -> int:
     return sum(blob.bytes for blob in record.blobs)
 
 
-def _pull_blob(tier: Tier, store: Store, blob: Blob) -> bool:
-    chunks = tier.get(blob_name(blob.sha256), blob.bytes)
+def _pull_blob(tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]) -> bool:
+    index = fetch_index(tier, blob) if is_large(blob) else None
+    name = blob_name(blob.sha256)
+    chunks = tier.get(name, blob.bytes) if index is None else chunks_of(tier, index)
     if chunks is None:
         return False
-    fault = store.put_expected(blob, chunks)
+    try:
+        fault = store.put_expected(blob, _told(chunks, sent))
+    except LostPartError:
+        return False
     if fault:
-        raise _damaged(tier.uri, blob_name(blob.sha256), fault)
+        raise _damaged(tier.uri, name, fault)
     return True
 
 
-def _push_blob(tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]) -> Sent:
+def _told(chunks: Iterable[bytes], sent: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        sent(len(chunk))
+        yield chunk
+
+
+def _push_blob(
+    tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]
+) -> tuple[Sent, tuple[Blob, ...]]:
+    """Send a blob; return what that took, and the objects that hold it."""
+    index = fetch_index(tier, blob) if is_large(blob) else None
+    if index is not None and is_whole(tier, index):
+        sent(blob.bytes)
+        return Sent(present=1), links(index)
     name = blob_name(blob.sha256)
     size_bytes = tier.size(name)
     if size_bytes == blob.bytes:
         sent(blob.bytes)
-        return Sent(present=1)
+        return Sent(present=1), (blob,)
     if size_bytes is not None:
         reason = f"it has {size_bytes} bytes, the blob has {blob.bytes}"
         raise _damaged(tier.uri, name, reason)
     try:
-        path = store.verified_path(blob.sha256)
+        if is_large(blob):
+            index, new = send(tier, store.verified_path(blob.sha256), blob, sent)
+            size_bytes = sum(part.bytes for part in new)
+            return Sent(objects=1, bytes=size_bytes), links(index)
+        done = _put(tier, Upload(name=name, data=store.read(blob.sha256)))
     except BlobLostError as error:
         raise StoreError(f"{error} (nothing was sent of it)") from error
-    upload = Upload(name=name, source=path, size_bytes=blob.bytes, sent=sent)
-    return _put(tier, upload)
+    sent(blob.bytes)
+    return done, (blob,)
 
 
 def _put(tier: Tier, upload: Upload) -> Sent:
     if tier.put_new(upload):
-        return Sent(objects=1, bytes=upload.size_bytes, won=True)
+        return Sent(objects=1, bytes=len(upload.data), won=True)
     return Sent(present=1)
 
 
