@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,6 +281,11 @@ def test_a_bucket_that_does_not_exist_is_no_miss(moto: Server, tmp_path: Path) -
     assert reader.get("engine", KEY) is None
     assert (counts(reader).misses, counts(reader).errors) == (0, 1)
     assert any("no such bucket" in incident.reason for incident in reader.incidents)
+    tier = connect(read_address(wrong))
+    record = reader.put(record_of(reader, b"engine"))
+    for ask in (partial(push, tier, reader.here, record), partial(engines_of, tier)):
+        with pytest.raises(StoreError, match="no such bucket"):
+            ask()
 
 
 def test_a_share_that_is_not_mounted_is_no_miss(tmp_path: Path) -> None:

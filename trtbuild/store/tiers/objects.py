@@ -57,6 +57,7 @@ _TRIES = 3
 _FIRST_PAUSE_S = 0.2
 _SHOWN_CHARACTERS = 300
 _DENIED = re.compile(r"\b(?:401 Unauthorized|403 Forbidden)\b")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not")
 _METADATA = ("169.254.", "/latest/api/token", "/security-credentials", "/computeMetadata/")
 """Where the library asks for credentials when the environment has none."""
 
@@ -191,11 +192,8 @@ class ObjectTier:
 
     def _require_bucket(self, error: Exception) -> None:
         """A bucket that does not exist is no miss: its cache would never hit, silently."""
-        text = str(error)
-        if "NoSuchBucket" in text or "ContainerNotFound" in text or "bucket does not" in text:
-            raise TierError(
-                f"{self.uri}: no such bucket or container. Make it, or correct the URI"
-            ) from error
+        if any(part in str(error) for part in _NO_BUCKET):
+            raise self._told("", error) from error
 
     @contextlib.contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -206,9 +204,13 @@ class ObjectTier:
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
             raise self._told(name, error) from error
 
-    def _told(self, name: str, error: Exception) -> NoAnswerError:
+    def _told(self, name: str, error: Exception) -> TierError:
         """Return the error with its remedy; listing has no class for what is refused."""
         text = str(error)
+        if any(part in text for part in _NO_BUCKET):
+            return TierError(
+                f"{self.uri}: no such bucket or container. Make it, or correct the URI"
+            )
         if any(part in text for part in _METADATA):
             wanted = _CREDENTIALS[self.uri.partition(":")[0]]
             return NoAnswerError(
