@@ -45,7 +45,7 @@ from trtbuild.store.record import (
 from trtbuild.store.temporary import new_name, remove_orphans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from trtbuild.store.publish import Draft
@@ -292,7 +292,7 @@ class Store:
     def share(self, record: Record) -> None:
         """Send what came to a record after it was stored, statements, to remote tiers."""
 
-    def settled(self) -> Store:
+    def settled(self, _say: Callable[[str], None] = lambda _text: None) -> Store:
         """Return this store, after sending what remote tiers did not take when it was made."""
         return self
 

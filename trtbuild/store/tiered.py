@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trtbuild.store.local import Store
@@ -12,7 +12,7 @@ from trtbuild.store.tiers.chain import Chain, Link
 from trtbuild.store.tiers.names import travels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from trtbuild.store.record import Record
 
@@ -34,10 +34,7 @@ class TieredStore(Store):
         Raises:
             StoreError: the store cannot be read, or a tier fails whose policy is to fail.
         """
-        found = super().get(kind, key, shape)
-        if found is None and travels(kind) and self.chain.fetch(self.here, kind, key):
-            found = super().get(kind, key, shape)
-        return found
+        return self._found(kind, key, shape, counted=True)
 
     def put(self, record: Record, shape: type[object] = object) -> Record:
         """Store ``record`` here and in the tiers that are written; return what is stored.
@@ -58,14 +55,17 @@ class TieredStore(Store):
             raise failed
         return stored
 
-    def settled(self) -> Store:
+    def settled(self, say: Callable[[str], None] = lambda _text: None) -> Store:
         """Return this store, after sending what the tiers did not take when it was made.
+
+        ``say`` is told from then on how far transfers are.
 
         Raises:
             StoreError: a tier fails again whose policy is to fail.
         """
-        self.chain.settle(self.here)
-        return self
+        chain = replace(self.chain, say=say)
+        chain.settle(self.here)
+        return replace(self, chain=chain)
 
     def unanswered(self) -> tuple[str, ...]:
         """Return why tiers did not answer the last question; what they have is unknown."""
@@ -88,9 +88,19 @@ class TieredStore(Store):
             yield None
             return
         with self.chain.flight(
-            self.here, kind, key, lambda: self.get(kind, key, shape)
+            self.here, kind, key, lambda: self._found(kind, key, shape, counted=False)
         ) as appeared:
             yield appeared
+
+    def _found(
+        self, kind: str, key: str, shape: type[object], *, counted: bool
+    ) -> Record | None:
+        found = super().get(kind, key, shape)
+        if found is not None or not travels(kind):
+            return found
+        if self.chain.fetch(self.here, kind, key, counted=counted):
+            return super().get(kind, key, shape)
+        return None
 
 
 def add_tiers(store: Store, remotes: tuple[str, ...], *, offline: bool) -> Store:

@@ -21,6 +21,7 @@ from trtbuild.store.tiers import transfer
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.lease import TTL_S, Turn, take_turn
 from trtbuild.store.tiers.names import lease_name, record_name
+from trtbuild.store.tiers.progress import Progress
 from trtbuild.store.tiers.tier import NoAnswerError, TierError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from trtbuild.store.record import Record
     from trtbuild.store.tiers.address import Address
     from trtbuild.store.tiers.tier import Tier
+    from trtbuild.store.tiers.transfer import Sent
 
 T = TypeVar("T")
 
@@ -129,25 +131,27 @@ class Chain:
 
     links: tuple[Link, ...]
     ttl_s: float = TTL_S
+    say: Callable[[str], None] = lambda _text: None
 
     def unanswered(self) -> tuple[str, ...]:
         """Return, for each tier whose last question had no answer, why."""
         return tuple(link.unanswered for link in self.links if link.unanswered)
 
-    def fetch(self, store: Store, kind: str, key: str) -> bool:
+    def fetch(self, store: Store, kind: str, key: str, *, counted: bool) -> bool:
         """Bring a record from the nearest tier that has it to ``store`` and nearer tiers.
+
+        ``counted`` where this is the first question for it; who waits asks again and again.
 
         Raises:
             TierError: a tier fails, and its policy is to fail.
         """
         for index, link in enumerate(self.links):
-            work = partial(_pull, link, store, kind, key)
+            work = partial(self._pull, link, store, kind, key)
             found = link.answered(store, kind, work, fails=link.address.fails)
             if found:
-                link.counts.hits += 1
-                self._brought(store, kind, key, index)
+                self._brought(store, kind, key, index, counted=counted)
                 return True
-            if found is not None:
+            if found is not None and counted:
                 link.counts.misses += 1
                 link.count(store, kind, "miss")
         return False
@@ -166,7 +170,7 @@ class Chain:
             agreed: Record | None = None
             try:
                 if not _waits(link, store, record):
-                    work = partial(_agreed, link, store, record, shape)
+                    work = partial(self._agreed, link, store, record, shape)
                     fails = link.address.write_fails
                     agreed = link.answered(store, record.kind, work, fails=fails)
             except StoreError as error:
@@ -184,7 +188,7 @@ class Chain:
         """
         for link in self._writable():
             for kind, key in unsent.unsent(store, link.address.identity):
-                work = partial(_settled, link, store, kind, key)
+                work = partial(self._settled, link, store, kind, key)
                 try:
                     done = link.answered(store, kind, work, fails=link.address.write_fails)
                 except StoreError as error:
@@ -195,7 +199,7 @@ class Chain:
     def share(self, store: Store, record: Record) -> None:
         """Send what a record has here and a tier lacks to all that this machine writes."""
         for link in self._writable():
-            work = partial(_push, link, store, record)
+            work = partial(self._push, link, store, record)
             link.answered(store, record.kind, work, fails=link.address.write_fails)
 
     @contextlib.contextmanager
@@ -214,16 +218,18 @@ class Chain:
         finally:
             turn.release()
 
-    def _brought(self, store: Store, kind: str, key: str, index: int) -> None:
+    def _brought(self, store: Store, kind: str, key: str, index: int, *, counted: bool) -> None:
         """Count what tier ``index`` had, and send it to nearer tiers that are written."""
         record = store.get(kind, key)
         if record is None:
             return
-        shown = self.links[index].address.shown
-        counters.count_record(store, record, found=True, tier=shown)
+        if counted:
+            found = self.links[index]
+            found.counts.hits += 1
+            counters.count_record(store, record, found=True, tier=found.address.shown)
         for link in self.links[:index]:
             if link.address.write:
-                work = partial(_push, link, store, record)
+                work = partial(self._push, link, store, record)
                 link.answered(store, kind, work, fails=link.address.write_fails)
 
     def _turn(self, link: Link, name: str, appeared: Callable[[], Record | None]) -> Turn:
@@ -232,13 +238,63 @@ class Chain:
     def _writable(self) -> tuple[Link, ...]:
         return tuple(link for link in self.links if link.address.write)
 
+    def _pull(self, link: Link, store: Store, kind: str, key: str) -> bool:
+        record = transfer.fetch_record(link.tier, kind, key)
+        if record is None:
+            return False
+        sent = self._told(f"pull {kind} {key[:12]} from {link.address.shown}", record)
+        return transfer.bring(link.tier, store, record, sent)
 
-def _pull(link: Link, store: Store, kind: str, key: str) -> bool:
-    return transfer.pull(link.tier, store, kind, key)
+    def _push(self, link: Link, store: Store, record: Record) -> Sent:
+        what = f"push {record.kind} {record.key[:12]} to {link.address.shown}"
+        return transfer.push(link.tier, store, record, self._told(what, record))
 
+    def _told(self, what: str, record: Record) -> Callable[[int], None]:
+        return Progress(self.say, what, transfer.weight(record)).add
 
-def _push(link: Link, store: Store, record: Record) -> None:
-    transfer.push(link.tier, store, record)
+    def _settled(self, link: Link, store: Store, kind: str, key: str) -> bool:
+        """Send a record that is marked as unsent, and take the mark away."""
+        tier, identity = link.tier, link.address.identity
+        record = store.get(kind, key)
+        if record is None:
+            unsent.forget_abandoned(store, identity, kind, key)
+            return True
+        if kind != "plan" or _has_engine(tier, record):
+            self._push(link, store, record)
+            there = transfer.fetch_record(tier, kind, key)
+            if there is not None and encode_record(there) != encode_record(record):
+                store.note(
+                    f"{tier.uri}/{record_name(kind, key)}",
+                    "another host was first while this tier could not be written: this machine "
+                    "keeps its own",
+                )
+        unsent.forget(store, identity, kind, key)
+        return True
+
+    def _agreed(self, link: Link, store: Store, record: Record, shape: type[object]) -> Record:
+        """Send ``record``; return it, or the record that another host had put there first."""
+        tier = link.tier
+        if record.kind == "plan" and not _has_engine(tier, record):
+            return record  # it would name what is not there
+        if self._push(link, store, record).won:
+            return record
+        winner = transfer.fetch_record(tier, record.kind, record.key)
+        if winner is None or encode_record(winner) == encode_record(record):
+            return record
+        try:
+            winner.read(shape)
+        except StoreError as error:
+            name = record_name(record.kind, record.key)
+            store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
+            return record
+        if transfer.pull(tier, store, record.kind, record.key):
+            return winner
+        if not transfer.replace(tier, store, record, winner):
+            raise TierError(
+                f"{tier.uri}: its {record.kind} record {record.key[:12]} names a blob that is "
+                f"lost there, and changes meanwhile. Run the command again"
+            )
+        return record
 
 
 def _waits(link: Link, store: Store, record: Record) -> bool:
@@ -247,26 +303,6 @@ def _waits(link: Link, store: Store, record: Record) -> bool:
         return False
     engine_key = record.read(Plan).engine_key
     return unsent.is_unsent(store, link.address.identity, "engine", engine_key)
-
-
-def _settled(link: Link, store: Store, kind: str, key: str) -> bool:
-    """Send a record that is marked as unsent, and take the mark away."""
-    tier, identity = link.tier, link.address.identity
-    record = store.get(kind, key)
-    if record is None:
-        unsent.forget_abandoned(store, identity, kind, key)
-        return True
-    if kind != "plan" or _has_engine(tier, record):
-        transfer.push(tier, store, record)
-        there = transfer.fetch_record(tier, kind, key)
-        if there is not None and encode_record(there) != encode_record(record):
-            store.note(
-                f"{tier.uri}/{record_name(kind, key)}",
-                "another host was first while this tier could not be written: this machine "
-                "keeps its own",
-            )
-    unsent.forget(store, identity, kind, key)
-    return True
 
 
 def _has_engine(tier: Tier, plan: Record) -> bool:
@@ -280,27 +316,3 @@ def _unsent_error(link: Link, error: StoreError) -> StoreError:
         f"{error}. What was made is stored here and not there: run the command again once the "
         f"cause is gone, or 'trtbuild cache push --all --to {link.address.shown}'"
     )
-
-
-def _agreed(link: Link, store: Store, record: Record, shape: type[object]) -> Record:
-    """Send ``record``; return it, or the record that another host had put there first."""
-    tier = link.tier
-    if record.kind == "plan" and not _has_engine(tier, record):
-        return record  # it would name what is not there
-    if transfer.push(tier, store, record).won:
-        return record
-    winner = transfer.fetch_record(tier, record.kind, record.key)
-    if winner is None or encode_record(winner) == encode_record(record):
-        return record
-    try:
-        winner.read(shape)
-    except StoreError as error:
-        name = record_name(record.kind, record.key)
-        store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
-        return record
-    if not transfer.pull(tier, store, record.kind, record.key):
-        raise TierError(
-            f"{tier.uri}: its {record.kind} record {record.key[:12]} names a blob that is lost "
-            f"there. Delete that record there; this machine keeps its own"
-        )
-    return winner

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, link_new, sync_folders
+from trtbuild.store.temporary import new_name
 from trtbuild.store.tiers.tier import (
     NoAnswerError,
     TierError,
@@ -70,6 +71,24 @@ class FolderTier:
             with draft(self.root / "v1" / "tmp", [upload.data]) as written:
                 return link_new(written.path, final, self.root)
 
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`; of two at one time, the first wins.
+
+        What was there is moved away, and comes back where it was not ``seen`` after all.
+        """
+        final = self._existing(upload.name)
+        with self._explained():
+            aside = self.root / "v1" / "tmp" / new_name()
+            self._make(aside.parent)
+            with contextlib.suppress(FileNotFoundError):
+                if final.read_bytes() != seen:
+                    return False
+                final.rename(aside)
+                if aside.read_bytes() != seen:
+                    link_new(aside, final, self.root)
+            aside.unlink(missing_ok=True)
+        return self.put_new(upload)
+
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
         folder = self.root / prefix[: prefix.rfind("/") + 1]
@@ -106,6 +125,13 @@ class FolderTier:
             for number in numbers[:-_KEPT_NUMBERS]:
                 self._numbered(name, number).unlink(missing_ok=True)
         return max(numbers, default=mine) == mine
+
+    def drop(self, name: str, seen: Version) -> None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        with self._explained():
+            for number in self._numbers(name):
+                if number <= int(seen.tag):
+                    self._numbered(name, number).unlink(missing_ok=True)
 
     def _existing(self, name: str) -> Path:
         """Return the path of an object; a share that is not mounted holds nothing, wrongly."""

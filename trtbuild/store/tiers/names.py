@@ -50,4 +50,4 @@ def statement_name(subject_sha256: str, sha256: str) -> str:
 
 def lease_name(kind: str, key: str) -> str:
     """Return the name of the lease on a key."""
-    return f"v1/lease/{check_kind(kind)}.{check_digest(key)}"
+    return f"v1/lease/{check_digest(key)[:_SHARD_DIGITS]}/{check_kind(kind)}.{key}"

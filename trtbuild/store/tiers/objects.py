@@ -108,6 +108,18 @@ class ObjectTier:
         with self._explained(upload.name):
             return self._put(self.bulk, upload.name, upload.data, "create")
 
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        with self._explained(upload.name):
+            try:
+                found = obstore.get(self.bulk, upload.name)
+            except _ABSENT:
+                return self._put(self.bulk, upload.name, upload.data, "create")
+            if found.meta["size"] != len(seen) or bytes(found.bytes()) != seen:
+                return False
+            mode = _if_same(found.meta["e_tag"], found.meta["version"])
+            return self._put(self.bulk, upload.name, upload.data, mode)
+
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
         folder = prefix[: prefix.rfind("/") + 1].rstrip("/")
@@ -139,16 +151,19 @@ class ObjectTier:
             mode: obstore.PutMode = "create"
             if seen is not None:
                 tag, _, version = seen.tag.partition("\n")
-                mode = {}  # the binding takes no None
-                if tag:
-                    mode["e_tag"] = tag
-                if version:
-                    mode["version"] = version
-            self._put(self.lookup, name, data, mode)
+                mode = _if_same(tag, version)
+            if self._put(self.lookup, name, data, mode) and seen is None:
+                return True
         # What counts is what is there now: an answer may have been lost, and a server that does
         # not know If-Match stores whatever comes.
         now = self.peek(name)
         return now is not None and now.data == data
+
+    def drop(self, name: str, seen: Version) -> None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`; obstore has no condition for this."""
+        del seen
+        with self._explained(name), contextlib.suppress(*_ABSENT):
+            obstore.delete(self.lookup, name)
 
     def _put(self, store: _Store, name: str, data: bytes, mode: obstore.PutMode) -> bool:
         """Put in one request under a condition; False where it does not hold.
@@ -272,6 +287,16 @@ def open_objects(address: Address) -> ObjectTier:
     return ObjectTier(
         uri=address.shown, lookup=cast("S3Store", lookup), bulk=cast("S3Store", bulk)
     )
+
+
+def _if_same(tag: str | None, version: str | None) -> obstore.PutMode:
+    """Return the condition that an object is still this version of it."""
+    mode: obstore.UpdateVersion = {}  # the binding takes no None
+    if tag:
+        mode["e_tag"] = tag
+    if version:
+        mode["version"] = version
+    return mode
 
 
 def _endpoint_of(environment: os._Environ[str], scheme: str) -> str:

@@ -92,9 +92,21 @@ class OciTier:
         """See :class:`trtbuild.store.tiers.tier.Tier`; for tags only nearly atomic."""
         if self.size(upload.name) is not None:
             return False
+        self._put(upload)
+        return True
+
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`; only nearly atomic."""
+        chunks = self.get(upload.name, len(seen))
+        if chunks is not None and b"".join(chunks) != seen:
+            return False
+        self._put(upload)
+        return True
+
+    def _put(self, upload: Upload) -> None:
         if upload.name.startswith("v1/cas/"):
             self._put_blob(upload.name, upload.name.rpartition("/")[2], upload.data)
-            return True
+            return
         manifest = package.pack(upload.name, upload.data, upload.links)
         for data in (package.EMPTY, upload.data):
             sha256 = hashlib.sha256(data).hexdigest()
@@ -111,7 +123,6 @@ class OciTier:
         if answer.status != _CREATED:
             raise self._refused(upload.name, answer)
         answer.close()
-        return True
 
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`; of statements those that are sound."""
@@ -137,6 +148,11 @@ class OciTier:
     def swap(self, name: str, data: bytes, seen: Version | None) -> bool:
         """Refuse: tags cannot be compared and swapped."""
         del data, seen
+        raise TierError(f"{self.uri}: {name}: a registry has no leases")
+
+    def drop(self, name: str, seen: Version) -> None:
+        """Refuse: tags cannot be compared and removed."""
+        del seen
         raise TierError(f"{self.uri}: {name}: a registry has no leases")
 
     def _blob(self, name: str, sha256: str, limit_bytes: int) -> Iterator[bytes] | None:

@@ -91,6 +91,10 @@ class Tier(Protocol):
         """Store an object whole, or not at all; False where the name is taken."""
         ...
 
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """Store an object in place of one whose bytes are ``seen``; False if it changed."""
+        ...
+
     def names(self, prefix: str) -> Iterable[str]:
         """Return the names of all objects that begin with ``prefix``, sorted."""
         ...
@@ -101,6 +105,10 @@ class Tier(Protocol):
 
     def swap(self, name: str, data: bytes, seen: Version | None) -> bool:
         """Replace what :meth:`peek` has ``seen`` (None: nothing); False if it changed since."""
+        ...
+
+    def drop(self, name: str, seen: Version) -> None:
+        """Remove what :meth:`peek` has ``seen``; what came after it may go too."""
         ...
 
 

@@ -112,14 +112,22 @@ def pull(
         StoreError: the store cannot be written.
     """
     record = fetch_record(tier, kind, key)
-    if record is None:
-        return False
+    return record is not None and bring(tier, store, record, sent)
+
+
+def bring(
+    tier: Tier, store: Store, record: Record, sent: Callable[[int], None] = lambda _: None
+) -> bool:
+    """Bring what a record of ``tier`` names to ``store``, and then the record; as :func:`pull`.
+
+    ``sent`` is told the bytes that come.
+    """
     for blob in record.blobs:
         if not store.has(blob) and not _pull_blob(tier, store, blob, sent):
             store.note(
                 f"{tier.uri}/{blob_name(blob.sha256)}",
-                f"missing there, named by {kind} record {key}: push it again from a sound "
-                f"store, or delete that record",
+                f"missing there, named by {record.kind} record {record.key}: push it again "
+                f"from a sound store, or delete that record",
             )
             return False
     pull_statements(tier, store, record)
@@ -159,6 +167,34 @@ def push(
         TierError: the tier cannot take it, or has something else under a blob's name.
         StoreError: a blob is lost here.
     """
+    total, upload = _prepared(tier, store, record, sent)
+    return total + _put(tier, upload)
+
+
+def replace(tier: Tier, store: Store, record: Record, lost: Record) -> bool:
+    """Put ``record`` in the place of one of its key whose blobs are ``lost``; False if not.
+
+    Raises:
+        TierError: the tier cannot take it.
+    """
+    _, upload = _prepared(tier, store, record, lambda _count: None)
+    return tier.replace(upload, encode_record(lost))
+
+
+def subjects(record: Record) -> tuple[str, ...]:
+    """Return the digests of what statements may be about: an engine's bytes."""
+    return tuple(blob.sha256 for blob in record.blobs) if record.kind == "engine" else ()
+
+
+def weight(record: Record) -> int:
+    """Return the bytes of a record's blobs."""
+    return sum(blob.bytes for blob in record.blobs)
+
+
+def _prepared(
+    tier: Tier, store: Store, record: Record, sent: Callable[[int], None]
+) -> tuple[Sent, Upload]:
+    """Send all that ``record`` names; return what that took, and the record to be put."""
     total = Sent()
     held: list[Blob] = []
     for blob in record.blobs:
@@ -170,18 +206,7 @@ def push(
             name = statement_name(subject, hashlib.sha256(envelope).hexdigest())
             total += _put(tier, Upload(name=name, data=envelope))
     name = record_name(record.kind, record.key)
-    upload = Upload(name=name, data=encode_record(record), links=tuple(held))
-    return total + _put(tier, upload)
-
-
-def subjects(record: Record) -> tuple[str, ...]:
-    """Return the digests of what statements may be about: an engine's bytes."""
-    return tuple(blob.sha256 for blob in record.blobs) if record.kind == "engine" else ()
-
-
-def weight(record: Record) -> int:
-    """Return the bytes of a record's blobs."""
-    return sum(blob.bytes for blob in record.blobs)
+    return total, Upload(name=name, data=encode_record(record), links=tuple(held))
 
 
 def _pull_blob(tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]) -> bool:
