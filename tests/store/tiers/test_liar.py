@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.store.tiers.liar import FAULTS, lying
@@ -14,7 +16,7 @@ from trtbuild.store import Store, make_record
 from trtbuild.store.record import encode_record
 from trtbuild.store.statements import put_statement, statements
 from trtbuild.store.tiered import TieredStore
-from trtbuild.store.tiers import http, objects
+from trtbuild.store.tiers import http, objects, package
 from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.names import blob_name, record_name
@@ -97,14 +99,26 @@ def test_whatever_a_server_does_no_bad_byte_is_stored_and_no_error_is_a_miss(
 
 
 def test_a_registry_whose_storage_is_damaged_is_found_out(
-    registry: Server, tmp_path: Path
+    registry: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(package, "_MAX_INSIDE_BYTES", 0)
     with lying(registry.port) as server:
         uri = uri_of("oci", server)
         filled(tmp_path / "first", uri)
         server.where, server.fault = "/blobs/", "flip a bit"
         with pytest.raises(TierError, match="not those of their digest"):
             read_small(connect(read_address(uri)), record_name("engine", KEY), 1 << 20)
+
+
+def test_a_record_inside_its_manifest_is_not_believed_without_its_digest() -> None:
+    name = record_name("engine", KEY)
+    manifest = package.pack(name, b"the record", ())
+    layer = package.unpack("registry", name, manifest)
+    assert package.inside("registry", name, layer) == b"the record"
+    for data in (base64.b64encode(b"the other!").decode(), "no base64"):
+        changed = msgspec.structs.replace(layer, data=data)
+        with pytest.raises(TierError, match="data of its first layer"):
+            package.inside("registry", name, changed)
 
 
 def test_an_old_tag_that_names_another_record_is_refused(

@@ -16,6 +16,7 @@ import pytest
 from tests.store.tiers.liar import lying
 from trtbuild.canonical import digest
 from trtbuild.store import Store, make_record
+from trtbuild.store.temporary import new_name
 from trtbuild.store.tiers import parts
 from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.connect import connect
@@ -153,3 +154,19 @@ def test_a_damaged_part_and_a_wrong_index_are_named_and_nothing_is_stored(
         path.write_bytes(wrong)
         with pytest.raises(TierError, match="not to be used"):
             pull(tier, other, "network", KEY)
+
+
+def test_what_a_killed_push_left_on_a_share_is_removed_by_the_next(
+    store: Store, record: Record, tmp_path: Path
+) -> None:
+    drafts = tmp_path / "share" / "v1" / "tmp"
+    drafts.mkdir(parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host, boot, _, rest = new_name().split(".")
+    left = drafts / f"{host}.{boot}.{dead.pid}.{rest}"
+    left.write_bytes(b"half of it")
+    ours = drafts / new_name()
+    ours.write_bytes(b"being written")
+    push(connect(read_address(str(tmp_path / "share"))), store, record)
+    assert list(drafts.iterdir()) == [ours]

@@ -12,7 +12,8 @@ import hashlib
 import io
 import re
 import tarfile
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,7 +30,7 @@ from trtbuild.store.tiers.tier import PART_BYTES, TierError, bounded, too_large
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-    from typing import BinaryIO
+    from typing import IO, BinaryIO
 
     from trtbuild.store.local import Store
     from trtbuild.store.record import Record
@@ -149,6 +150,7 @@ class _Bundle:
     members: dict[str, tarfile.TarInfo]
     manifests: dict[str, package.Descriptor]
     has_leases: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def record_keys(self) -> list[tuple[str, str]]:
         """Return kind and key of every record, engines before the plans that name them."""
@@ -219,12 +221,16 @@ class _Bundle:
         file = self.archive.extractfile(member)
         if file is None:
             return None
-        chunks = iter(lambda: file.read(PART_BYTES), b"")
-        return bounded(self.uri, name, self._read(chunks), limit_bytes)
+        return bounded(self.uri, name, self._read(file), limit_bytes)
 
-    def _read(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _read(self, file: IO[bytes]) -> Iterator[bytes]:
         try:
-            yield from chunks
+            while True:
+                with self.lock:  # threads share the archive's one position
+                    chunk = file.read(PART_BYTES)
+                if not chunk:
+                    return
+                yield chunk
         except (tarfile.TarError, OSError) as error:
             raise TierError(f"{self.uri}: {error}. Copy or export it again") from error
 

@@ -6,6 +6,7 @@ Leases are numbered files: who links the next number first has it. No lock is ne
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, link_new, sync_folders
-from trtbuild.store.temporary import new_name
+from trtbuild.store.temporary import new_name, remove_orphans
 from trtbuild.store.tiers.tier import (
     NoAnswerError,
     TierError,
@@ -66,9 +67,9 @@ class FolderTier:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
         final = self.root / upload.name
         with self._explained():
-            self._make(self.root / "v1" / "tmp")
+            drafts = self._drafts()
             self._make(final.parent)
-            with draft(self.root / "v1" / "tmp", [upload.data]) as written:
+            with draft(drafts, [upload.data]) as written:
                 return link_new(written.path, final, self.root)
 
     def replace(self, upload: Upload, seen: bytes) -> bool:
@@ -78,8 +79,7 @@ class FolderTier:
         """
         final = self._existing(upload.name)
         with self._explained():
-            aside = self.root / "v1" / "tmp" / new_name()
-            self._make(aside.parent)
+            aside = self._drafts() / new_name()
             with contextlib.suppress(FileNotFoundError):
                 if final.read_bytes() != seen:
                     return False
@@ -116,9 +116,9 @@ class FolderTier:
         mine = int(seen.tag) + 1 if seen else 1
         final = self._numbered(name, mine)
         with self._explained():
-            self._make(self.root / "v1" / "tmp")
+            drafts = self._drafts()
             self._make(final.parent)
-            with draft(self.root / "v1" / "tmp", [data]) as written:
+            with draft(drafts, [data]) as written:
                 if not link_new(written.path, final, self.root):
                     return False
             numbers = self._numbers(name)
@@ -141,6 +141,13 @@ class FolderTier:
                 f"or work without this tier"
             )
         return self.root / name
+
+    def _drafts(self) -> Path:
+        """Return the folder for what has no name yet, cleared of what killed writers left."""
+        folder = self.root / "v1" / "tmp"
+        self._make(folder)
+        _cleared(folder)
+        return folder
 
     def _make(self, folder: Path) -> None:
         self._existing("")
@@ -176,3 +183,9 @@ class FolderTier:
             raise
         except StoreError as error:
             raise TierError(f"{self.uri}: {error}") from error
+
+
+@functools.cache
+def _cleared(folder: Path) -> int:
+    """Delete once per process what dead ones left in ``folder``; return how many files."""
+    return remove_orphans(folder)

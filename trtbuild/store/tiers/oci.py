@@ -61,6 +61,9 @@ class OciTier:
         layer = package.unpack(self.uri, name, manifest)
         if layer.size > limit_bytes:
             raise too_large(self.uri, name, limit_bytes)
+        embedded = package.inside(self.uri, name, layer)
+        if embedded is not None:
+            return iter((embedded,))
         chunks = self._blob(name, layer.sha256, layer.size)
         if chunks is None:
             raise TierError(f"{self.uri}: {name}: its first layer is lost. Push it again")

@@ -6,6 +6,8 @@ names, one each. Manifests are canonical JSON, so that equal records have equal 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -33,17 +35,21 @@ EMPTY = b"{}"
 MAX_MANIFEST_BYTES = 4 << 20
 """What registries take at least (distribution-spec, "Pushing Manifests")."""
 
+_MAX_INSIDE_BYTES = 256 << 10
+"""What is inside its manifest too (image-spec 1.1, "Embedded Content"): one question less."""
+
 _TITLE = "org.opencontainers.image.title"
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Something by its digest."""
+    """Something by its digest; ``data`` is the thing itself in base64, where it is small."""
 
     media_type: str
     digest: str
     size: int
     artifact_type: str = ""
     annotations: dict[str, str] = {}
+    data: str = ""
 
     @property
     def sha256(self) -> str:
@@ -78,7 +84,10 @@ def describe(media_type: str, data: bytes) -> Descriptor:
 def pack(name: str, data: bytes, blobs: tuple[Blob, ...]) -> bytes:
     """Return the manifest of a record or statement called ``name`` with the blobs it names."""
     artifact_type, layer_type = _types(name)
-    layers = [describe(layer_type, data)]
+    first = describe(layer_type, data)
+    if len(data) <= _MAX_INSIDE_BYTES:
+        first = msgspec.structs.replace(first, data=base64.b64encode(data).decode())
+    layers = [first]
     layers += [
         Descriptor(
             media_type=BLOB_LAYER,
@@ -118,6 +127,23 @@ def unpack(where: str, name: str, manifest: bytes) -> Descriptor:
     if not package.layers or package.layers[0].media_type != layer:
         raise _foreign(where, name, f"its first layer is not {layer}")
     return package.layers[0]
+
+
+def inside(where: str, name: str, layer: Descriptor) -> bytes | None:
+    """Return the verified bytes of a layer that is inside its manifest, None where it is not.
+
+    Raises:
+        TierError: they are not those of the layer's digest.
+    """
+    if not layer.data:
+        return None
+    try:
+        data = base64.b64decode(layer.data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _foreign(where, name, f"the data of its first layer: {error}") from error
+    if len(data) != layer.size or hashlib.sha256(data).hexdigest() != layer.sha256:
+        raise _foreign(where, name, "the data of its first layer has another digest")
+    return data
 
 
 def title_of(where: str, manifest: bytes) -> str:

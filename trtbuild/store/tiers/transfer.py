@@ -6,6 +6,7 @@ Blobs go before the record that names them, in both directions: what is visible 
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,22 +123,35 @@ def bring(
 
     ``sent`` is told the bytes that come.
     """
-    for blob in record.blobs:
-        if not store.has(blob) and not _pull_blob(tier, store, blob, sent):
-            store.note(
-                f"{tier.uri}/{blob_name(blob.sha256)}",
-                f"missing there, named by {record.kind} record {record.key}: push it again "
-                f"from a sound store, or delete that record",
-            )
-            return False
-    pull_statements(tier, store, record)
+    with ThreadPoolExecutor(1) as beside:  # while the blobs come
+        asked = beside.submit(_fetch_statements, tier, store, record)
+        for blob in record.blobs:
+            if not store.has(blob) and not _pull_blob(tier, store, blob, sent):
+                store.note(
+                    f"{tier.uri}/{blob_name(blob.sha256)}",
+                    f"missing there, named by {record.kind} record {record.key}: push it again "
+                    f"from a sound store, or delete that record",
+                )
+                return False
+        _put_statements(store, asked.result())
     store.put(record)
     return True
 
 
 def pull_statements(tier: Tier, store: Store, record: Record) -> int:
     """Bring the statements about an engine that ``store`` lacks; return how many those were."""
-    brought = 0
+    return _put_statements(store, _fetch_statements(tier, store, record))
+
+
+def _put_statements(store: Store, found: list[tuple[str, bytes]]) -> int:
+    for subject, envelope in found:
+        put_statement(store, subject, envelope)
+    return len(found)
+
+
+def _fetch_statements(tier: Tier, store: Store, record: Record) -> list[tuple[str, bytes]]:
+    """Return what ``store`` lacks of the statements in ``tier``, each with its subject."""
+    found = []
     for subject in subjects(record):
         known = {hashlib.sha256(each).hexdigest() for each in statements(store, subject)}
         for name in list(tier.names(statements_prefix(subject)))[:_MAX_STATEMENTS]:
@@ -151,9 +165,8 @@ def pull_statements(tier: Tier, store: Store, record: Record) -> int:
                 continue
             if hashlib.sha256(envelope).hexdigest() != sha256:
                 raise _damaged(tier.uri, name, "its bytes have another digest")
-            put_statement(store, subject, envelope)
-            brought += 1
-    return brought
+            found.append((subject, envelope))
+    return found
 
 
 def push(
