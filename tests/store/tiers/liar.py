@@ -30,6 +30,19 @@ FAULTS = (
 )
 """Each spoils the answers to GET, of records, manifests and blobs alike."""
 
+WRITE_FAULTS = (
+    "swallow",
+    "stall",
+    "trickle",
+    "redirect in circles",
+    "redirect to nowhere",
+    "500",
+    "403",
+    "429",
+    "html",
+)
+"""Of answers to HEAD, PUT and POST; the server behind has the request with some of them."""
+
 _TRICKLE_BYTES = 10
 _TRICKLE_S = 0.1
 
@@ -37,13 +50,14 @@ _TRICKLE_S = 0.1
 class Liar(ThreadingHTTPServer):
     """Spoils, as ``fault`` says, what the server at ``upstream`` answers for ``where``.
 
-    A status is answered without asking it. ``seen`` has method, path and size of every request.
+    A status is answered without asking it, and "swallow" is 200. ``seen`` has method, path and
+    size of every request.
     """
 
     daemon_threads = True
     fault = ""
     where = ""
-    methods = ("GET",)
+    methods: tuple[str, ...] = ("GET",)
     upstream = 0
     released = threading.Event()
     seen: list[tuple[str, str, int]]
@@ -59,8 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.where not in self.path:
             fault = ""
         self.close_connection = True
-        if fault.isdigit():
-            self.send_response_only(int(fault))
+        if fault.isdigit() or fault == "swallow":
+            self.send_response_only(int(fault) if fault.isdigit() else 200)
             self.send_header("Content-Length", "0")
             self.send_header("Connection", "close")
             self.end_headers()

@@ -106,6 +106,7 @@ class Answer:
             if self.response.isclosed() and not self.response.will_close:
                 connections.keep(self.connection)
                 return
+        self.response.close()
         self.connection.close()
 
     def _chunks(self) -> Iterator[bytes]:
@@ -118,7 +119,6 @@ class Answer:
                     f"Try again"
                 )
         except (OSError, http.client.HTTPException) as error:
-            self.connection.close()
             raise _failed(self.url, error) from error
         finally:
             self.close()

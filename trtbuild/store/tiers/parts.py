@@ -21,7 +21,7 @@ from trtbuild.store.tiers.names import blob_name, parts_name
 from trtbuild.store.tiers.tier import PART_BYTES, TierError, Upload, read_small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from trtbuild.store.tiers.tier import Tier
@@ -38,12 +38,16 @@ class LostPartError(TierError):
 
 
 class Index(Value, frozen=True, kw_only=True):
-    """The parts of one blob by digest, in order, all of ``part_bytes`` but the last."""
+    """The parts of one blob by digest, in order, all of ``part_bytes`` but the last.
+
+    ``checksum`` is over them: a damaged digest must not look like a part that is lost.
+    """
 
     sha256: str
     bytes: int
     part_bytes: int
     parts: tuple[str, ...]
+    checksum: str
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a blob's index; object names are made of it."""
@@ -51,6 +55,9 @@ class Index(Value, frozen=True, kw_only=True):
             check_digest(digest)
         if self.part_bytes < 1 or len(self.parts) != -(-self.bytes // self.part_bytes):
             message = f"{len(self.parts)} parts for {self.bytes} bytes"
+            raise ValueError(message)
+        if self.checksum != _checksum(self.parts):
+            message = "its checksum is not that of its parts"
             raise ValueError(message)
 
     def part(self, number: int) -> Blob:
@@ -61,6 +68,10 @@ class Index(Value, frozen=True, kw_only=True):
             sha256=self.parts[number],
             bytes=min(self.part_bytes, left),
         )
+
+
+def _checksum(parts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def is_large(blob: Blob) -> bool:
@@ -123,7 +134,11 @@ def send(
             new.append(part)
         sent(part.bytes)
     index = Index(
-        sha256=blob.sha256, bytes=blob.bytes, part_bytes=PART_BYTES, parts=tuple(parts)
+        sha256=blob.sha256,
+        bytes=blob.bytes,
+        part_bytes=PART_BYTES,
+        parts=tuple(parts),
+        checksum=_checksum(parts),
     )
     tier.put_new(Upload(name=parts_name(blob.sha256), data=encode(index), links=links(index)))
     return index, new
