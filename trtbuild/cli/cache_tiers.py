@@ -10,8 +10,6 @@ import typer
 from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trtbuild.store import Record, Store
     from trtbuild.store.tiers.tier import Tier
 
@@ -52,18 +50,23 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
     """
     from trtbuild.cli.output import print_json, speaker
     from trtbuild.store import Store
-    from trtbuild.store.tiers.transfer import Sent
+    from trtbuild.store.tiers.address import read_address
+    from trtbuild.store.tiers.progress import Progress
+    from trtbuild.store.tiers.transfer import Sent, weight
     from trtbuild.store.tiers.transfer import push as send
+    from trtbuild.store.unsent import forget
 
     opened = Store.open_existing(store).here
     tier = _tier(to)
     records = _chosen(opened, engines or [], everything=everything)
     if not unsigned:
         _refuse_unsigned(opened, records)
-    progress = _Progress(speaker(quiet=quiet), f"push to {tier.uri}", _weight(records))
+    identity = read_address(to).identity
+    progress = Progress(speaker(quiet=quiet), f"push to {tier.uri}", sum(map(weight, records)))
     sent = Sent()
     for record in records:
         sent += send(tier, opened, record, progress.add)
+        forget(opened, identity, record.kind, record.key)
     if json:
         print_json(
             {
@@ -101,8 +104,7 @@ def pull(
 
     opened = Store.open(store).here
     tier = _tier(source)
-    progress = _Progress(speaker(quiet=quiet), f"pull from {tier.uri}", 0)
-    record = pull_engine(tier, opened, engine, progress.add)
+    record = pull_engine(tier, opened, engine, speaker(quiet=quiet))
     plan = record.blobs[0]
     path = opened.path(plan.sha256)
     if json:
@@ -121,7 +123,7 @@ def pull(
     _warn(opened)
 
 
-def export(
+def export(  # noqa: PLR0913  one parameter per option is how Typer works
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE.tar", help="Write it here.")
     ],
@@ -130,10 +132,11 @@ def export(
     *,
     everything: AllOption = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
     _offline: OfflineOption = False,
 ) -> None:
     """Write engines, with their reports and statements, to one file (an OCI image layout)."""
-    from trtbuild.cli.output import prepare, print_json, writing
+    from trtbuild.cli.output import prepare, print_json, speaker, writing
     from trtbuild.store import Store
     from trtbuild.store.tiers.bundle import write_bundle
 
@@ -141,7 +144,7 @@ def export(
     records = _chosen(opened, engines or [], everything=everything)
     prepare(out, "--out")
     with writing(out, "--out"):
-        size_bytes = write_bundle(opened, records, out)
+        size_bytes = write_bundle(opened, records, out, speaker(quiet=quiet))
     if json:
         print_json(
             {"schema": 1, "path": str(out), "records": len(records), "bytes": size_bytes}
@@ -156,15 +159,16 @@ def import_(
     store: StoreOption = "",
     *,
     json: JsonOption = False,
+    quiet: QuietOption = False,
     _offline: OfflineOption = False,
 ) -> None:
     """Bring everything in an exported file to the store; every byte is verified."""
-    from trtbuild.cli.output import print_json
+    from trtbuild.cli.output import print_json, speaker
     from trtbuild.store import Store
     from trtbuild.store.tiers.bundle import read_bundle
 
     opened = Store.open(store).here
-    records = read_bundle(opened, file)
+    records = read_bundle(opened, file, speaker(quiet=quiet))
     engines = [record for record in records if record.kind == "engine"]
     if json:
         keys = [{"kind": record.kind, "key": record.key} for record in records]
@@ -183,18 +187,6 @@ def remote_engines(uri: str) -> tuple[str, list[Record]]:
     tier = _tier(uri)
     found = engines_of(tier)
     return tier.uri, sorted(found, key=lambda record: record.created, reverse=True)
-
-
-class _Progress:
-    """Counts bytes and says them."""
-
-    def __init__(self, say: Callable[[str], None], what: str, total_bytes: int) -> None:
-        self._say, self._what, self._total, self._done = say, what, total_bytes, 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        of = f" of {_size(max(self._total, self._done))}" if self._total else ""
-        self._say(f"{self._what}: {_size(self._done)}{of}")
 
 
 def _tier(uri: str) -> Tier:
@@ -230,10 +222,6 @@ def _refuse_unsigned(store: Store, records: list[Record]) -> None:
             f"else loads them: expected signed ones. Sign them with 'trtbuild engine RECIPE' "
             f"and a key (trtbuild keys generate NAME --use), or push them with --unsigned"
         )
-
-
-def _weight(records: list[Record]) -> int:
-    return sum(blob.bytes for record in records for blob in record.blobs)
 
 
 def _size(count: int) -> str:

@@ -71,7 +71,8 @@ def calibrate(  # noqa: PLR0913  one parameter per option is how Typer works
         trt_cache=from_trt_cache,
     )
     recipe = recipe_of(source, arguments)
-    part = Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet))
+    say = speaker(quiet=quiet)
+    part = Part(recipe=recipe, store=Store.open(store).settled(say), say=say)
     if to_trt_cache is not None:
         prepare(to_trt_cache, "--to-trt-cache")
         _write(part, to_trt_cache, method, trt_version, as_json=as_json)

@@ -29,7 +29,8 @@ def export(  # noqa: PLR0913  one parameter per option is how Typer works
     from trtbuild.store import Store
 
     recipe = recipe_of(source, Arguments(calibration=calibration, shape=tuple(shape or ())))
-    part = Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet))
+    say = speaker(quiet=quiet)
+    part = Part(recipe=recipe, store=Store.open(store).settled(say), say=say)
     path = out or Path(f"{recipe.name}.onnx")
     prepare(path, "--out")
     with writing(path, "--out"):

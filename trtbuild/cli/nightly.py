@@ -65,11 +65,13 @@ def nightly(  # noqa: PLR0913  one parameter per option is how Typer works
     if plan:
         _print_plan([plan_recipe(path, opened) for path in paths], shown, folder)
         return
+    say = speaker(quiet=quiet)
+    opened = opened.settled(say)
     job_summary = os.environ.get(_JOB_SUMMARY)
     for file in (junit, markdown, Path(job_summary) if job_summary else None):
         if file is not None:
             _make_writable(file)
-    night = run_night(paths, opened, strict=strict, say=speaker(quiet=quiet))
+    night = run_night(paths, opened, strict=strict, say=say)
     _write(night, junit, markdown)
     _print_night(night, opened, as_json=as_json)
     raise typer.Exit(night.exit_code)

@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 _TERMINAL_PAUSE_S = 0.1
 _LOG_PAUSE_S = 30.0
 _BAR_CHARACTERS = 24
-_COUNT = re.compile(r": (\d+) of (\d+) ")
+_COUNT = re.compile(r": ([\d.]+)(?: ([kMGT]?)B)? of ([\d.]+)(?: ([kMGT]?)B)?(?: |$)")
+_PREFIXES = ("", "k", "M", "G", "T")
 
 
 def speaker(*, quiet: bool) -> Callable[[str], None]:
     """Return a function that prints what begins to stderr, with the seconds since the start.
 
-    A line that only counts on (``calibrate: 64 of 512 samples``) replaces the last on a
-    terminal, with a bar, ten times a second at most. Elsewhere it is printed twice a minute.
+    A line that only counts on (``calibrate: 64 of 512 samples``, or bytes) replaces the last
+    on a terminal, with a bar, ten times a second at most. Elsewhere it is printed twice a
+    minute.
     """
     started = time.monotonic()
     terminal = sys.stderr.isatty()
@@ -58,9 +60,15 @@ def speaker(*, quiet: bool) -> Callable[[str], None]:
 
 
 def _fraction(text: str) -> float | None:
-    """Return how much of a count like ``64 of 512`` is done, None where nothing is counted."""
+    """Return how much of ``64 of 512`` or ``8 kB of 2 MB`` is done, None without a count."""
     found = _COUNT.search(text)
-    return int(found[1]) / max(int(found[2]), 1) if found else None
+    if found is None:
+        return None
+    done, total = (
+        float(found[place]) * 1000 ** _PREFIXES.index(found[place + 1] or "")
+        for place in (1, 3)
+    )
+    return done / total if total else 1.0
 
 
 def _is_done(text: str) -> bool:

@@ -96,7 +96,8 @@ def sensitivity(  # noqa: PLR0913  one parameter per option is how Typer works
     wanted = Wanted(
         max_drop=budget, min_sqnr=min_sqnr, keep=keep, runs=runs, front=plot is not None
     )
-    part = Part(recipe=recipe, store=Store.open(store), say=speaker(quiet=quiet))
+    say = speaker(quiet=quiet)
+    part = Part(recipe=recipe, store=Store.open(store).settled(say), say=say)
     report = examine(part, wanted)
     met = report.policy is None or report.policy.budget_met
     if out is not None and met:

@@ -50,7 +50,7 @@ def build_recipe(
     Raises:
         TrtbuildError: anything that a user must correct.
     """
-    opened = Store.open(store)
+    opened = Store.open(store).settled(say)
     check_signable(recipe.name)
     plan = with_pinned(plan_targets(recipe, strict=strict), opened)
     return with_signatures(opened, _report(recipe, plan, opened, say))
@@ -96,7 +96,7 @@ def verify_engine(
     Raises:
         TrtbuildError: anything that a user must correct.
     """
-    opened = Store.open(store)
+    opened = Store.open(store).settled(say)
     manifest = find_engine(opened, engine).read(Manifest)
     given = recipe or recipe_from_json(manifest.recipe)
     if given.quantization.precision != manifest.precision_requested:

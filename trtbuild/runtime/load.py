@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.backends import runtime
 from trtbuild.backends.session import DEFAULT, check_count
-from trtbuild.errors import TrustError
+from trtbuild.errors import StoreError, TrustError
 from trtbuild.runtime import metrics, warmup
 from trtbuild.runtime.admission import DEFAULT_TERMS, admit, remember
 from trtbuild.runtime.io_signature import signature_problem
@@ -100,13 +100,17 @@ def _check_signature(manifest: Manifest, session: LoadedSession) -> None:
 @contextlib.contextmanager
 def _counted(store: Store) -> Iterator[None]:
     """Count an engine that was admitted or refused, at once: services run for long."""
-    outcome: Outcome = "error"
+    outcome: Outcome | None = None
     try:
         yield
         outcome = "loaded"
     except TrustError:
         outcome = "refused"
         raise
+    except StoreError:
+        outcome = "error"
+        raise
     finally:
-        count(store, Tally(tier="local", kind="load", outcome=outcome, count=1))
-        flush(store)
+        if outcome is not None:  # not where the call was wrong, or something is missing here
+            count(store, Tally(tier="local", kind="load", outcome=outcome, count=1))
+            flush(store)

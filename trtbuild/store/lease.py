@@ -83,7 +83,8 @@ def flight(
 ) -> Iterator[Record | None]:
     """Wait for the lease on ``key``; yield None to who must make it now, else the record.
 
-    Who waits leaves as soon as the record appears, whoever wrote it. Not reentrant.
+    Who waits leaves as soon as the record appears, whoever wrote it. Not reentrant. The caller
+    has asked remote tiers before: they are asked again only under their lease.
     """
     folder = store.top / "lease"
     with explained(store.root):
@@ -98,7 +99,7 @@ def flight(
             return
         time.sleep(POLL_S)
     try:
-        found = store.get(kind, key, shape)
+        found = store.here.get(kind, key, shape)
         if found is not None:
             yield found
             return

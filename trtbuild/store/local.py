@@ -9,6 +9,7 @@
     v1/refs/<namespace>/<name>     what must be kept (see :mod:`trtbuild.store.pins`)
     v1/counters/                   what the store was worth (:mod:`trtbuild.store.counters`)
     v1/att/<engine>/<digest>       signed statements (see :mod:`trtbuild.store.statements`)
+    v1/unsent/                     what a remote tier lacks (:mod:`trtbuild.store.unsent`)
 
 The folder tree is the truth; there is no index that could disagree with it. The time of change
 of a record's file is its last use, to the hour.
@@ -41,7 +42,7 @@ from trtbuild.store.temporary import new_name, remove_orphans
 from trtbuild.store.versions import key_of, read_record, record_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from trtbuild.store.publish import Draft
@@ -92,11 +93,11 @@ class Store:
         store = cls(root=place.root, uri=place.uri)
         with explained(place.root):
             remove_orphans(store.top / "tmp")
-        if not place.remotes:
-            return store
-        from trtbuild.store.tiered import add_tiers
+        if place.remotes:
+            from trtbuild.store.tiered import add_tiers
 
-        return add_tiers(store, place.remotes, offline=is_offline())
+            return add_tiers(store, place.remotes, offline=is_offline())
+        return store
 
     @classmethod
     def open_existing(cls, uri: str) -> Store:
@@ -138,9 +139,8 @@ class Store:
         """
         with path.open("rb") as source:
             size_bytes = os.fstat(source.fileno()).st_size
-            return self._put_blob(
-                name, iter(lambda: source.read(_CHUNK_BYTES), b""), size_bytes
-            )
+            chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
+            return self._put_blob(name, chunks, size_bytes)
 
     def put_expected(self, blob: Blob, chunks: Iterable[bytes]) -> str:
         """Store bytes from elsewhere durably if they are ``blob``; else return what they are.
@@ -219,11 +219,10 @@ class Store:
         data = encode_record(record)
         with explained(self.root), publishing(self.top):
             if not self._has_blobs(record):
-                message = (
+                raise StoreError(
                     f"store {self.root}: {record.kind} record {record.key[:12]} names a blob "
                     "that is not in the store (any more). Run the command again"
                 )
-                raise StoreError(message)
             for blob in record.blobs:
                 mark_wanted(self.path(blob.sha256))
             require_room(self.top, len(data))
@@ -292,6 +291,10 @@ class Store:
 
     def share(self, record: Record) -> None:
         """Send what came to a record after it was stored, statements, to remote tiers."""
+
+    def settled(self, _say: Callable[[str], None] = lambda _text: None) -> Store:
+        """Return this store, after sending what remote tiers did not take when it was made."""
+        return self
 
     def unanswered(self) -> tuple[str, ...]:
         """Return why remote tiers did not answer: a store without any has none."""
@@ -385,8 +388,7 @@ class Store:
             counters.count(self, tally)
 
     def _contended(self, path: Path) -> StoreError:
-        message = (
+        return StoreError(
             f"store {path}: found damaged {_ATTEMPTS} times in a row while publishing. "
             "Something else changes it: check the disk, or give another folder with --store"
         )
-        return StoreError(message)

@@ -104,7 +104,7 @@ def find_record(store: Store, text: str) -> Record:
         StoreError: the engine is known, but its record is lost; or a tier that may know it did
             not answer.
     """
-    if not _PREFIX.fullmatch(text) or _digits(store, text, "engine", "plan"):
+    if not _PREFIX.fullmatch(text) or any(_digits(store, text)):
         return find_engine(store, text)
     matches = [(kind, key) for kind in store.kinds() for key in store.keys(kind, text)]
     if len(matches) > 1:
@@ -119,10 +119,11 @@ def _find_by_digits(store: Store, text: str) -> Record | None:
     if not _PREFIX.fullmatch(text):
         return None
     records = {}
-    for sha256 in _digits(store, text, "plan"):
+    plans, keys = _digits(store, text)
+    for sha256 in plans:
         record = _engine_of_plan(store, sha256, text)
         records[record.key] = record
-    for key in _digits(store, text, "engine"):
+    for key in keys:
         found = get_engine(store, key)
         if found is not None:
             records[key] = found
@@ -137,11 +138,19 @@ def _find_by_digits(store: Store, text: str) -> Record | None:
     return next(iter(records.values()), None)
 
 
-def _digits(store: Store, text: str, *kinds: str) -> list[str]:
-    found = [key for kind in kinds for key in store.keys(kind, text)]
-    if not found and is_digest(text):  # a remote tier may have it
-        found = [text for kind in kinds if store.get(kind, text) is not None]
-    return found
+def _digits(store: Store, text: str) -> tuple[list[str], list[str]]:
+    """Return the digests of engines, and the keys, that begin with ``text``.
+
+    Remote tiers are asked for a whole digest that is nothing here, and only then: an engine
+    that is here is found without them.
+    """
+    plans, keys = store.keys("plan", text), store.keys("engine", text)
+    if not plans and not keys and is_digest(text):
+        if store.get("plan", text) is not None:
+            return [text], []
+        if store.get("engine", text) is not None:
+            return [], [text]
+    return plans, keys
 
 
 def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:

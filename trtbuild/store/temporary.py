@@ -32,11 +32,12 @@ def remove_orphans(folder: Path) -> int:
     for entry in os.scandir(folder):
         if not _is_orphan(entry):
             continue
-        # Another process may remove the same orphan at the same time.
+        # Another process may remove the same orphan at the same time; on a share it may be
+        # another user's.
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
         else:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 Path(entry.path).unlink()
         removed += 1
     return removed

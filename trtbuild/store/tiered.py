@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from trtbuild.errors import StoreError
 from trtbuild.store.local import Store
 from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.chain import Chain, Link
 from trtbuild.store.tiers.names import travels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from trtbuild.store.record import Record
 
@@ -35,17 +34,14 @@ class TieredStore(Store):
         Raises:
             StoreError: the store cannot be read, or a tier fails whose policy is to fail.
         """
-        found = super().get(kind, key, shape)
-        if found is None and travels(kind) and self.chain.fetch(self.here, kind, key, shape):
-            found = super().get(kind, key, shape)
-        return found
+        return self._found(kind, key, shape, counted=True)
 
     def put(self, record: Record, shape: type[object] = object) -> Record:
         """Store ``record`` here and in the tiers that are written; return what is stored.
 
         The first writer wins, among hosts too, unless another version of trtbuild wrote its
         record, which is not of ``shape``: that stays there, and this one here. Where a tier
-        fails, the record is stored here all the same before that is raised.
+        fails, the record is stored here all the same, marked as unsent, before that is raised.
 
         Raises:
             StoreError: the store cannot be written, or a tier fails whose policy is to fail.
@@ -53,12 +49,23 @@ class TieredStore(Store):
         known = super().get(record.kind, record.key, shape) if travels(record.kind) else record
         if known is not None:
             return super().put(record, shape)
-        try:
-            agreed = self.chain.publish(self.here, record, shape)
-        except StoreError:
-            super().put(record, shape)
-            raise
-        return super().put(agreed, shape)
+        agreed, failed = self.chain.publish(self.here, record, shape)
+        stored = super().put(agreed, shape)
+        if failed:
+            raise failed
+        return stored
+
+    def settled(self, say: Callable[[str], None] = lambda _text: None) -> Store:
+        """Return this store, after sending what the tiers did not take when it was made.
+
+        ``say`` is told from then on how far transfers are.
+
+        Raises:
+            StoreError: a tier fails again whose policy is to fail.
+        """
+        chain = replace(self.chain, say=say)
+        chain.settle(self.here)
+        return replace(self, chain=chain)
 
     def unanswered(self) -> tuple[str, ...]:
         """Return why tiers did not answer the last question; what they have is unknown."""
@@ -81,9 +88,19 @@ class TieredStore(Store):
             yield None
             return
         with self.chain.flight(
-            self.here, kind, key, lambda: self.get(kind, key, shape)
+            self.here, kind, key, lambda: self._found(kind, key, shape, counted=False)
         ) as appeared:
             yield appeared
+
+    def _found(
+        self, kind: str, key: str, shape: type[object], *, counted: bool
+    ) -> Record | None:
+        found = super().get(kind, key, shape)
+        if found is not None or not travels(kind):
+            return found
+        if self.chain.fetch(self.here, kind, key, shape, counted=counted):
+            return super().get(kind, key, shape)
+        return None
 
 
 def add_tiers(store: Store, remotes: tuple[str, ...], *, offline: bool) -> Store:

@@ -20,6 +20,7 @@ FAULTS = (
     "add bytes",
     "empty",
     "stall",
+    "trickle",
     "redirect in circles",
     "redirect to nowhere",
     "500",
@@ -29,15 +30,37 @@ FAULTS = (
 )
 """Each spoils the answers to GET, of records, manifests and blobs alike."""
 
+WRITE_FAULTS = (
+    "swallow",
+    "stall",
+    "trickle",
+    "redirect in circles",
+    "redirect to nowhere",
+    "500",
+    "403",
+    "429",
+    "html",
+)
+"""Of answers to HEAD, PUT and POST; the server behind has the request with some of them."""
+
+_TRICKLE_BYTES = 10
+_TRICKLE_S = 0.1
+
 
 class Liar(ThreadingHTTPServer):
-    """Spoils, as ``fault`` says, what the server at ``upstream`` answers for ``where``."""
+    """Spoils, as ``fault`` says, what the server at ``upstream`` answers for ``where``.
+
+    A status is answered without asking it, and "swallow" is 200. ``seen`` has method, path and
+    size of every request.
+    """
 
     daemon_threads = True
     fault = ""
     where = ""
+    methods: tuple[str, ...] = ("GET",)
     upstream = 0
     released = threading.Event()
+    seen: list[tuple[str, str, int]]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -45,26 +68,42 @@ class _Handler(BaseHTTPRequestHandler):
     server: Liar
 
     def _pass_on(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self._body()
+        fault = self.server.fault if self.command in self.server.methods else ""
+        if self.server.where not in self.path:
+            fault = ""
+        self.close_connection = True
+        if fault.isdigit() or fault == "swallow":
+            self.send_response_only(int(fault) if fault.isdigit() else 200)
+            self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            return
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
         headers = dict(self.headers.items())
         connection.request(self.command, self.path, body=body or None, headers=headers)
         answer = connection.getresponse()
         data = answer.read()
-        fault = self.server.fault if self.command == "GET" else ""
-        if self.server.where not in self.path:
-            fault = ""
         self._answer(answer, data, fault)
         connection.close()
-        self.close_connection = True
+
+    def _body(self) -> bytes:
+        """Read the request's body, counting what came of one that is cut."""
+        length, body = int(self.headers.get("Content-Length") or 0), b""
+        self.server.seen.append((self.command, self.path, 0))
+        place = len(self.server.seen) - 1
+        while len(body) < length:
+            chunk = self.rfile.read1(min(1 << 16, length - len(body)))
+            if not chunk:
+                break
+            body += chunk
+            self.server.seen[place] = (self.command, self.path, len(body))
+        return body
 
     def _answer(self, answer: http.client.HTTPResponse, data: bytes, fault: str) -> None:
         status, length = answer.status, len(data)
         location = ""
-        if fault.isdigit():
-            status, data, length = int(fault), b"", 0
-        elif fault.startswith("redirect"):
+        if fault.startswith("redirect"):
             status, data, length = 307, b"", 0
             location = self.path if fault.endswith("circles") else "http://127.0.0.1:9/x"
         elif fault == "html":
@@ -86,11 +125,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.released.wait(30)
             return
+        data = b"" if self.command == "HEAD" else data
         with contextlib.suppress(OSError):
-            self.wfile.write(b"" if self.command == "HEAD" else data)
+            while data and fault == "trickle":
+                self.wfile.write(data[:_TRICKLE_BYTES])
+                self.wfile.flush()
+                data = b"" if self.server.released.wait(_TRICKLE_S) else data[_TRICKLE_BYTES:]
+            self.wfile.write(data)
 
     # The base class wants these names.
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on  # noqa: N815  as above
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _pass_on  # noqa: N815  as above
 
     def log_message(self, *_: Any) -> None:  # noqa: ANN401  the base class has it so
         """Say nothing."""
@@ -124,6 +168,7 @@ def lying(upstream: int) -> Iterator[Liar]:
     server = Liar(("127.0.0.1", 0), _Handler)
     server.upstream = upstream
     server.released = threading.Event()
+    server.seen = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
-from tests.store.tiers.liar import FAULTS, lying
+from tests.store.tiers.liar import FAULTS, WRITE_FAULTS, lying
 from trtbuild.canonical import digest
 from trtbuild.store import Store, make_record
 from trtbuild.store.record import encode_record
 from trtbuild.store.statements import put_statement, statements
 from trtbuild.store.tiered import TieredStore
-from trtbuild.store.tiers import http, objects
+from trtbuild.store.tiers import http, objects, package, parts
 from trtbuild.store.tiers.address import read_address
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.names import blob_name, record_name
 from trtbuild.store.tiers.oci import tag_of
 from trtbuild.store.tiers.tier import TierError, Upload, read_small
-from trtbuild.store.tiers.transfer import push
+from trtbuild.store.tiers.transfer import pull, push
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +38,11 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 PARTS = {
     "record": {"s3": "/v1/ac/", "oci": "/manifests/engine-"},
     "blob": {"s3": "/v1/cas/", "oci": f"/blobs/sha256:{SHA256}"},
+    "index": {"s3": "/v1/parts/", "oci": "/manifests/parts-"},
+}
+ABOUT = {
+    "statement": {"s3": "/v1/att/", "oci": "/manifests/att-"},
+    "list": {"s3": "list-type=2", "oci": "/tags/list"},
 }
 
 
@@ -45,11 +53,11 @@ def liar(request: pytest.FixtureRequest) -> Iterator[tuple[str, Liar]]:
         yield request.param, server
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def wait(monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> None:
+    """Wait so long for answers: shortly where they are spoiled, else as a busy host needs."""
     for module in (http, objects):
-        monkeypatch.setattr(module, "LOOKUP_S", 0.4)
-        monkeypatch.setattr(module, "PART_S", 0.4)
+        monkeypatch.setattr(module, "LOOKUP_S", seconds)
+        monkeypatch.setattr(module, "PART_S", seconds)
 
 
 def uri_of(scheme: str, server: Liar) -> str:
@@ -69,12 +77,15 @@ def filled(folder: Path, uri: str) -> Store:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_whatever_a_server_does_no_bad_byte_is_stored_and_no_error_is_a_miss(
-    liar: tuple[str, Liar], part: str, tmp_path: Path
+    liar: tuple[str, Liar], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheme, server = liar
     uri = uri_of(scheme, server)
+    if part == "index":
+        monkeypatch.setattr(parts, "PART_BYTES", len(DATA) // 3)
     filled(tmp_path / "first", uri)
     accepted = []
+    wait(monkeypatch, 0.4)
     server.where = PARTS[part][scheme]
     for turn, fault in enumerate(FAULTS):
         server.fault = fault
@@ -91,20 +102,87 @@ def test_whatever_a_server_does_no_bad_byte_is_stored_and_no_error_is_a_miss(
         assert not store.path(SHA256).exists() or store.read(SHA256) == DATA
     assert not accepted
     server.fault = ""
+    wait(monkeypatch)
     store = Store.open(f"{tmp_path / 'last'},{uri}")
     assert store.get("engine", KEY) is not None
     assert statements(store, SHA256) == (b"signed",)
 
 
-def test_a_registry_whose_storage_is_damaged_is_found_out(
-    registry: Server, tmp_path: Path
+@pytest.mark.parametrize("part", ABOUT)
+def test_whatever_a_server_does_to_statements_no_bad_one_is_stored(
+    liar: tuple[str, Liar], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scheme, server = liar
+    uri = uri_of(scheme, server)
+    filled(tmp_path / "first", uri)
+    accepted: list[str] = []
+    wait(monkeypatch, 0.4)
+    server.where = ABOUT[part][scheme]
+    for turn, fault in enumerate(FAULTS):
+        server.fault = fault
+        store = Store.open(f"{tmp_path / str(turn)},{uri}")
+        assert isinstance(store, TieredStore)
+        found = store.get("engine", KEY)
+        counts = store.chain.links[0].counts
+        assert (counts.misses, counts.errors) == (0, int(found is None)), fault
+        assert statements(store, SHA256) in ((), (b"signed",)), fault
+        if found is not None:
+            accepted.append(fault)
+    # What is so small arrives before the deadline; a list may lose names, and an S3 client
+    # takes any page for one: an engine without its statements is not loaded.
+    allowed = {"trickle", "flip a bit", "flip the last bit", "add bytes", "html"}
+    assert not set(accepted) - (allowed if part == "list" else {"trickle"})
+
+
+@pytest.mark.parametrize("methods", [("HEAD",), ("PUT", "POST")])
+def test_whatever_a_server_answers_to_a_push_the_next_one_makes_it_whole(
+    liar: tuple[str, Liar],
+    methods: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheme, server = liar
+    server.methods = methods
+    for turn, fault in enumerate(WRITE_FAULTS):
+        uri = uri_of(scheme, server)
+        server.fault = fault
+        wait(monkeypatch, 0.4)
+        claims_whole = False
+        with contextlib.suppress(TierError):
+            filled(tmp_path / str(turn), uri)
+            claims_whole = True
+        server.fault = ""
+        wait(monkeypatch)
+        tier = connect(read_address(uri))
+        if claims_whole or tier.size(record_name("engine", KEY)) is not None:
+            assert pull(tier, Store.open(f"{tmp_path / str(turn)}a"), "engine", KEY), fault
+        filled(tmp_path / str(turn), uri)
+        other = Store.open(f"{tmp_path / str(turn)}b")
+        assert pull(tier, other, "engine", KEY), fault
+        assert (other.read(SHA256), statements(other, SHA256)) == (DATA, (b"signed",))
+
+
+def test_a_registry_whose_storage_is_damaged_is_found_out(
+    registry: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "_MAX_INSIDE_BYTES", 0)
     with lying(registry.port) as server:
         uri = uri_of("oci", server)
         filled(tmp_path / "first", uri)
         server.where, server.fault = "/blobs/", "flip a bit"
         with pytest.raises(TierError, match="not those of their digest"):
             read_small(connect(read_address(uri)), record_name("engine", KEY), 1 << 20)
+
+
+def test_a_record_inside_its_manifest_is_not_believed_without_its_digest() -> None:
+    name = record_name("engine", KEY)
+    manifest = package.pack(name, b"the record", ())
+    layer = package.unpack("registry", name, manifest)
+    assert package.inside("registry", name, layer) == b"the record"
+    for data in (base64.b64encode(b"the other!").decode(), "no base64"):
+        changed = msgspec.structs.replace(layer, data=data)
+        with pytest.raises(TierError, match="data of its first layer"):
+            package.inside("registry", name, changed)
 
 
 def test_an_old_tag_that_names_another_record_is_refused(
@@ -122,8 +200,7 @@ def test_an_old_tag_that_names_another_record_is_refused(
     tier.put_new(
         Upload(
             name=record_name("engine", KEY),
-            source=data,
-            size_bytes=len(data),
+            data=data,
             links=record.blobs,
         )
     )

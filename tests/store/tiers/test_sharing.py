@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,20 @@ def test_an_engine_is_found_by_its_digest_where_only_the_tier_has_it(
     assert second.read(made.blobs[0].sha256) == b"engine"
 
 
+def test_an_engine_that_is_here_is_found_without_asking_a_tier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decision 10: production goes on with the verified copy that it has."""
+    monkeypatch.setenv("CI", "true")  # so that any question would fail
+    store = host(tmp_path / "store", "oci://127.0.0.1:9/engines")
+    made = put_engine(store, engine_key("sm_89", 3), b"engine")
+    for name in (made.key, made.blobs[0].sha256):
+        for text in (name, name[:12]):
+            assert find_engine(store, text) == made
+            assert find_record(store, text) == made
+    assert counts(store).errors == 0
+
+
 def test_without_write_nothing_goes_to_a_tier(uri: str, tmp_path: Path) -> None:
     first = host(tmp_path / "first", uri)
     first.put(record_of(first, b"engine"))
@@ -165,7 +180,7 @@ def test_a_record_whose_blob_is_lost_there_is_a_miss_and_said(uri: str, tmp_path
     store.put(record)
     tier = connect(read_address(uri))
     data = encode_record(record)
-    tier.put_new(Upload(name=record_name("engine", KEY), source=data, size_bytes=len(data)))
+    tier.put_new(Upload(name=record_name("engine", KEY), data=data))
     second = host(tmp_path / "second", uri)
     assert second.get("engine", KEY) is None
     assert any("missing there" in incident.reason for incident in second.incidents)
@@ -266,6 +281,11 @@ def test_a_bucket_that_does_not_exist_is_no_miss(moto: Server, tmp_path: Path) -
     assert reader.get("engine", KEY) is None
     assert (counts(reader).misses, counts(reader).errors) == (0, 1)
     assert any("no such bucket" in incident.reason for incident in reader.incidents)
+    tier = connect(read_address(wrong))
+    record = reader.put(record_of(reader, b"engine"))
+    for ask in (partial(push, tier, reader.here, record), partial(engines_of, tier)):
+        with pytest.raises(StoreError, match="no such bucket"):
+            ask()
 
 
 def test_a_share_that_is_not_mounted_is_no_miss(tmp_path: Path) -> None:

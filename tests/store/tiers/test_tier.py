@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from trtbuild.store.record import Blob
-from trtbuild.store.tiers.names import blob_name, record_name, statement_name
+from trtbuild.store.tiers.lease import TTL_S, take_turn
+from trtbuild.store.tiers.names import blob_name, lease_name, record_name, statement_name
 from trtbuild.store.tiers.tier import PART_BYTES, TierError, Upload, read_small
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trtbuild.store.tiers.tier import Tier
 
 KEY = hashlib.sha256(b"key").hexdigest()
@@ -23,7 +24,7 @@ LEASE = f"v1/lease/engine.{KEY}"
 
 def upload(data: bytes) -> Upload:
     name = blob_name(hashlib.sha256(data).hexdigest())
-    return Upload(name=name, source=data, size_bytes=len(data))
+    return Upload(name=name, data=data)
 
 
 def test_what_was_put_is_read_back_and_measured(tier: Tier) -> None:
@@ -35,26 +36,17 @@ def test_what_was_put_is_read_back_and_measured(tier: Tier) -> None:
     assert tier.size(sent.name) == 6
 
 
-def test_a_large_file_goes_in_parts_and_comes_back_in_parts(tier: Tier, tmp_path: Path) -> None:
-    path = tmp_path / "large"
-    total, size_bytes = hashlib.sha256(), 2 * PART_BYTES + 12_345
-    block = bytes(range(256)) * 4096
-    with path.open("wb") as file:
-        for start in range(0, size_bytes, len(block)):
-            piece = block[: size_bytes - start]
-            file.write(piece)
-            total.update(piece)
-    told: list[int] = []
-    name = blob_name(total.hexdigest())
-    assert tier.put_new(Upload(name=name, source=path, size_bytes=size_bytes, sent=told.append))
-    assert sum(told) == size_bytes
-    chunks = tier.get(name, size_bytes)
+def test_a_large_object_comes_back_in_parts(tier: Tier) -> None:
+    data = os.urandom(2 * PART_BYTES + 12_345)
+    large = upload(data)
+    assert tier.put_new(large)
+    chunks = tier.get(large.name, len(data))
     assert chunks is not None
     found = hashlib.sha256()
     for chunk in chunks:
         assert len(chunk) <= PART_BYTES
         found.update(chunk)
-    assert found.hexdigest() == total.hexdigest()
+    assert found.hexdigest() == large.name[-64:]
 
 
 def test_more_bytes_than_expected_are_refused(tier: Tier) -> None:
@@ -66,8 +58,8 @@ def test_more_bytes_than_expected_are_refused(tier: Tier) -> None:
 
 def test_a_name_that_is_taken_keeps_its_object(tier: Tier) -> None:
     name = record_name("engine", KEY)
-    assert tier.put_new(Upload(name=name, source=b"first", size_bytes=5))
-    assert not tier.put_new(Upload(name=name, source=b"second", size_bytes=6))
+    assert tier.put_new(Upload(name=name, data=b"first"))
+    assert not tier.put_new(Upload(name=name, data=b"second"))
     assert read_small(tier, name, 100) == b"first"
 
 
@@ -79,7 +71,7 @@ def test_of_32_threads_that_put_one_name_one_wins(tier: Tier) -> None:
     def put(number: int) -> None:
         data = f"{number:02d}".encode()
         gate.wait()
-        if tier.put_new(Upload(name=name, source=data, size_bytes=2)):
+        if tier.put_new(Upload(name=name, data=data)):
             won.append(data)
 
     threads = [threading.Thread(target=put, args=(number,)) for number in range(32)]
@@ -95,7 +87,7 @@ def test_names_are_listed_by_prefix_and_sorted(tier: Tier) -> None:
     other = hashlib.sha256(b"other").hexdigest()
     wanted = [record_name("engine", key) for key in (KEY, other)]
     for name in (*wanted, record_name("plan", KEY), statement_name(KEY, other)):
-        tier.put_new(Upload(name=name, source=b"{}", size_bytes=2))
+        tier.put_new(Upload(name=name, data=b"{}"))
     assert list(tier.names("v1/ac/engine/")) == sorted(wanted)
     assert list(tier.names(wanted[0][:-10])) == [wanted[0]]
     assert list(tier.names(f"v1/att/{KEY}/")) == [statement_name(KEY, other)]
@@ -107,7 +99,7 @@ def test_a_record_keeps_the_blobs_that_it_names(tier: Tier) -> None:
     tier.put_new(blob)
     link = Blob(name="engine", sha256=blob.name[-64:], bytes=6)
     name = record_name("engine", KEY)
-    assert tier.put_new(Upload(name=name, source=b"{}", size_bytes=2, links=(link,)))
+    assert tier.put_new(Upload(name=name, data=b"{}", links=(link,)))
     assert read_small(tier, name, 2) == b"{}"
 
 
@@ -137,3 +129,17 @@ def test_a_lease_that_changed_since_is_not_replaced(tier: Tier) -> None:
     now = tier.peek(LEASE)
     assert now is not None
     assert now.data == b"19"
+
+
+@pytest.mark.parametrize("uri", ["folder", "moto"], indirect=True)
+def test_a_released_lease_leaves_nothing_behind(tier: Tier) -> None:
+    take_turn(tier, lease_name("engine", KEY), lambda: None).release()
+    assert list(tier.names("v1/lease/")) == []
+
+
+@pytest.mark.parametrize("uri", ["localbucket"], indirect=True)
+def test_where_nothing_can_be_deleted_a_lease_ends_all_the_same(tier: Tier) -> None:
+    started = time.monotonic()
+    for _ in range(3):
+        take_turn(tier, lease_name("engine", KEY), lambda: None).release()
+    assert time.monotonic() - started < TTL_S / 2

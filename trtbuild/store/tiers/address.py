@@ -14,6 +14,7 @@ cannot answer; default: fail where it is written and in CI, else warn).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class Address:
     def shown(self) -> str:
         """What messages call it."""
         return self.place
+
+    @property
+    def identity(self) -> str:
+        """16 digits that tell its place from others, whatever this machine may do there."""
+        place = f"{self.place}\n{self.options.get('endpoint', '')}"
+        return hashlib.sha256(place.encode()).hexdigest()[:16]
 
     @property
     def write(self) -> bool:

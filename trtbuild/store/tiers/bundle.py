@@ -12,7 +12,8 @@ import hashlib
 import io
 import re
 import tarfile
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,11 +24,13 @@ from trtbuild.store.record import check_digest, encode_record
 from trtbuild.store.statements import statements
 from trtbuild.store.tiers import package, transfer
 from trtbuild.store.tiers.names import record_name, statement_name
+from trtbuild.store.tiers.progress import Progress
 from trtbuild.store.tiers.tier import PART_BYTES, TierError, bounded, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+    from typing import IO, BinaryIO
 
     from trtbuild.store.local import Store
     from trtbuild.store.record import Record
@@ -58,8 +61,15 @@ class _Part:
     source: bytes | Path
 
 
-def write_bundle(store: Store, records: Iterable[Record], path: Path) -> int:
+def write_bundle(
+    store: Store,
+    records: Iterable[Record],
+    path: Path,
+    say: Callable[[str], None] = lambda _text: None,
+) -> int:
     """Write ``records`` with their blobs and statements to ``path``; return its size in bytes.
+
+    ``say`` is told how far it is.
 
     Raises:
         StoreError: a blob is lost or damaged; ``path`` is not made then.
@@ -90,16 +100,22 @@ def write_bundle(store: Store, records: Iterable[Record], path: Path) -> int:
         with tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as archive:
             _add(archive, "oci-layout", _Part(size_bytes=len(_LAYOUT), source=_LAYOUT))
             _add(archive, "index.json", _Part(size_bytes=len(index), source=index))
+            total = sum(part.size_bytes for part in parts.values())
+            sent = Progress(say, f"export to {path}", total).add
             for digest in sorted(parts):
-                _add(archive, f"{_BLOBS}{digest}", parts[digest])
+                _add(archive, f"{_BLOBS}{digest}", parts[digest], sent)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
     return path.stat().st_size
 
 
-def read_bundle(store: Store, path: Path) -> list[Record]:
+def read_bundle(
+    store: Store, path: Path, say: Callable[[str], None] = lambda _text: None
+) -> list[Record]:
     """Bring every record of the archive at ``path`` to ``store``; return them.
+
+    ``say`` is told how far it is.
 
     Raises:
         UsageError: it cannot be read, or is no archive.
@@ -109,9 +125,10 @@ def read_bundle(store: Store, path: Path) -> list[Record]:
     with _opened(path) as bundle:
         records: list[Record] = []
         keys = bundle.record_keys()
+        sent = Progress(say, f"import from {path}", path.stat().st_size).add
         for kind, key in keys:
             try:
-                if not transfer.pull(bundle, store, kind, key):
+                if not transfer.pull(bundle, store, kind, key, sent):
                     raise TierError(f"{kind} record {key[:12]} is not whole in it: not used")
                 record = store.get(kind, key)
             except StoreError as error:
@@ -133,6 +150,7 @@ class _Bundle:
     members: dict[str, tarfile.TarInfo]
     manifests: dict[str, package.Descriptor]
     has_leases: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def record_keys(self) -> list[tuple[str, str]]:
         """Return kind and key of every record, engines before the plans that name them."""
@@ -163,6 +181,11 @@ class _Bundle:
         """Refuse: an archive is read."""
         raise TierError(f"{self.uri}: {upload.name}: an archive cannot be written to")
 
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """Refuse: an archive is read."""
+        del seen
+        return self.put_new(upload)
+
     def peek(self, name: str) -> Version | None:
         """Refuse: an archive is read."""
         raise TierError(f"{self.uri}: {name}: an archive has no leases")
@@ -170,6 +193,11 @@ class _Bundle:
     def swap(self, name: str, data: bytes, seen: Version | None) -> bool:
         """Refuse: an archive is read."""
         del data, seen
+        raise TierError(f"{self.uri}: {name}: an archive has no leases")
+
+    def drop(self, name: str, seen: Version) -> None:
+        """Refuse: an archive is read."""
+        del seen
         raise TierError(f"{self.uri}: {name}: an archive has no leases")
 
     def _sound(self, name: str, described: package.Descriptor, limit_bytes: int) -> bytes:
@@ -193,12 +221,16 @@ class _Bundle:
         file = self.archive.extractfile(member)
         if file is None:
             return None
-        chunks = iter(lambda: file.read(PART_BYTES), b"")
-        return bounded(self.uri, name, self._read(chunks), limit_bytes)
+        return bounded(self.uri, name, self._read(file), limit_bytes)
 
-    def _read(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _read(self, file: IO[bytes]) -> Iterator[bytes]:
         try:
-            yield from chunks
+            while True:
+                with self.lock:  # threads share the archive's one position
+                    chunk = file.read(PART_BYTES)
+                if not chunk:
+                    return
+                yield chunk
         except (tarfile.TarError, OSError) as error:
             raise TierError(f"{self.uri}: {error}. Copy or export it again") from error
 
@@ -284,7 +316,25 @@ def _packages(
                 yield statement_name(subject, digest), envelope, None
 
 
-def _add(archive: tarfile.TarFile, name: str, part: _Part) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Counted:
+    """A file as ``tarfile`` reads one, that tells how much was read."""
+
+    file: BinaryIO
+    sent: Callable[[int], None]
+
+    def read(self, count: int = -1, /) -> bytes:
+        data = self.file.read(count)
+        self.sent(len(data))
+        return data
+
+
+def _add(
+    archive: tarfile.TarFile,
+    name: str,
+    part: _Part,
+    sent: Callable[[int], None] = lambda _count: None,
+) -> None:
     """Add a file whose entry says nothing of this machine or this hour."""
     entry = tarfile.TarInfo(name)
     entry.size = part.size_bytes
@@ -293,4 +343,4 @@ def _add(archive: tarfile.TarFile, name: str, part: _Part) -> None:
         archive.addfile(entry, io.BytesIO(part.source))
         return
     with part.source.open("rb") as file:
-        archive.addfile(entry, file)
+        archive.addfile(entry, _Counted(file=file, sent=sent))

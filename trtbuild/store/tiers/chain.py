@@ -14,12 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from trtbuild.errors import StoreError
-from trtbuild.store import counters
+from trtbuild.store import counters, unsent
 from trtbuild.store.record import encode_record
+from trtbuild.store.resolve import Plan
 from trtbuild.store.tiers import transfer
 from trtbuild.store.tiers.connect import connect
 from trtbuild.store.tiers.lease import TTL_S, Turn, take_turn
 from trtbuild.store.tiers.names import lease_name, record_name
+from trtbuild.store.tiers.progress import Progress
 from trtbuild.store.tiers.tier import NoAnswerError, TierError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from trtbuild.store.record import Record
     from trtbuild.store.tiers.address import Address
     from trtbuild.store.tiers.tier import Tier
+    from trtbuild.store.tiers.transfer import Sent
 
 T = TypeVar("T")
 
@@ -128,48 +131,83 @@ class Chain:
 
     links: tuple[Link, ...]
     ttl_s: float = TTL_S
+    say: Callable[[str], None] = lambda _text: None
 
     def unanswered(self) -> tuple[str, ...]:
         """Return, for each tier whose last question had no answer, why."""
         return tuple(link.unanswered for link in self.links if link.unanswered)
 
-    def fetch(self, store: Store, kind: str, key: str, shape: type[object] = object) -> bool:
+    def fetch(
+        self,
+        store: Store,
+        kind: str,
+        key: str,
+        shape: type[object] = object,
+        *,
+        counted: bool,
+    ) -> bool:
         """Bring a record from the nearest tier that has it to ``store`` and nearer tiers.
+
+        ``counted`` where this is the first question for it; who waits asks again and again.
 
         Raises:
             TierError: a tier fails, and its policy is to fail.
         """
         for index, link in enumerate(self.links):
-            work = partial(_pull, link, store, kind, key, shape)
+            work = partial(self._pull, link, store, (kind, key), shape)
             found = link.answered(store, kind, work, fails=link.address.fails)
             if found:
-                link.counts.hits += 1
-                self._brought(store, kind, key, index)
+                self._brought(store, kind, key, index, counted=counted)
                 return True
-            if found is not None:
+            if found is not None and counted:
                 link.counts.misses += 1
                 link.count(store, kind, "miss")
         return False
 
-    def publish(self, store: Store, record: Record, shape: type[object] = object) -> Record:
+    def publish(
+        self, store: Store, record: Record, shape: type[object] = object
+    ) -> tuple[Record, StoreError | None]:
         """Send a record to all tiers that this machine writes; return the one to use.
 
         Where another host was first, its record is brought to ``store`` and is everybody's, if
-        its value is of ``shape``.
+        its value is of ``shape``. A record that a tier did not take is marked as unsent, and
+        the error, where the tier's policy is to fail, is returned for who stores the record.
+        """
+        failed: StoreError | None = None
+        for link in self._writable():
+            agreed: Record | None = None
+            try:
+                if not _waits(link, store, record):
+                    work = partial(self._agreed, link, store, record, shape)
+                    fails = link.address.write_fails
+                    agreed = link.answered(store, record.kind, work, fails=fails)
+            except StoreError as error:
+                failed = failed or _unsent_error(link, error)
+            if agreed is None:
+                unsent.mark(store, link.address.identity, record.kind, record.key)
+            record = agreed or record
+        return record, failed
+
+    def settle(self, store: Store) -> None:
+        """Send what tiers that this machine writes did not take when it was made.
 
         Raises:
-            TierError: a tier fails, and its policy is to fail.
+            TierError: a tier fails again, and its policy is to fail.
         """
         for link in self._writable():
-            work = partial(_agreed, link, store, record, shape)
-            agreed = link.answered(store, record.kind, work, fails=link.address.write_fails)
-            record = agreed or record
-        return record
+            for kind, key in unsent.unsent(store, link.address.identity):
+                work = partial(self._settled, link, store, kind, key)
+                try:
+                    done = link.answered(store, kind, work, fails=link.address.write_fails)
+                except StoreError as error:
+                    raise _unsent_error(link, error) from error
+                if done is None:
+                    break
 
     def share(self, store: Store, record: Record) -> None:
         """Send what a record has here and a tier lacks to all that this machine writes."""
         for link in self._writable():
-            work = partial(_push, link, store, record)
+            work = partial(self._push, link, store, record)
             link.answered(store, record.kind, work, fails=link.address.write_fails)
 
     @contextlib.contextmanager
@@ -188,16 +226,18 @@ class Chain:
         finally:
             turn.release()
 
-    def _brought(self, store: Store, kind: str, key: str, index: int) -> None:
+    def _brought(self, store: Store, kind: str, key: str, index: int, *, counted: bool) -> None:
         """Count what tier ``index`` had, and send it to nearer tiers that are written."""
         record = store.get(kind, key)
         if record is None:
             return
-        shown = self.links[index].address.shown
-        counters.count_record(store, record, found=True, tier=shown)
+        if counted:
+            found = self.links[index]
+            found.counts.hits += 1
+            counters.count_record(store, record, found=True, tier=found.address.shown)
         for link in self.links[:index]:
             if link.address.write:
-                work = partial(_push, link, store, record)
+                work = partial(self._push, link, store, record)
                 link.answered(store, kind, work, fails=link.address.write_fails)
 
     def _turn(self, link: Link, name: str, appeared: Callable[[], Record | None]) -> Turn:
@@ -206,32 +246,84 @@ class Chain:
     def _writable(self) -> tuple[Link, ...]:
         return tuple(link for link in self.links if link.address.write)
 
+    def _pull(
+        self, link: Link, store: Store, name: tuple[str, str], shape: type[object]
+    ) -> bool:
+        kind, key = name
+        record = transfer.fetch_record(link.tier, kind, key)
+        if record is None:
+            return False
+        sent = self._told(f"pull {kind} {key[:12]} from {link.address.shown}", record)
+        return transfer.bring(link.tier, store, record, sent, shape)
 
-def _pull(link: Link, store: Store, kind: str, key: str, shape: type[object]) -> bool:
-    return transfer.pull(link.tier, store, kind, key, shape=shape)
+    def _push(self, link: Link, store: Store, record: Record) -> Sent:
+        what = f"push {record.kind} {record.key[:12]} to {link.address.shown}"
+        return transfer.push(link.tier, store, record, self._told(what, record))
 
+    def _told(self, what: str, record: Record) -> Callable[[int], None]:
+        return Progress(self.say, what, transfer.weight(record)).add
 
-def _push(link: Link, store: Store, record: Record) -> None:
-    transfer.push(link.tier, store, record)
+    def _settled(self, link: Link, store: Store, kind: str, key: str) -> bool:
+        """Send a record that is marked as unsent, and take the mark away."""
+        tier, identity = link.tier, link.address.identity
+        record = store.get(kind, key)
+        if record is None:
+            unsent.forget_abandoned(store, identity, kind, key)
+            return True
+        if kind != "plan" or _has_engine(tier, record):
+            self._push(link, store, record)
+            there = transfer.fetch_record(tier, kind, key)
+            if there is not None and encode_record(there) != encode_record(record):
+                store.note(
+                    f"{tier.uri}/{record_name(kind, key)}",
+                    "another host was first while this tier could not be written: this machine "
+                    "keeps its own",
+                )
+        unsent.forget(store, identity, kind, key)
+        return True
 
-
-def _agreed(link: Link, store: Store, record: Record, shape: type[object]) -> Record:
-    """Send ``record``; return it, or the record that another host had put there first."""
-    tier = link.tier
-    if transfer.push(tier, store, record).won:
+    def _agreed(self, link: Link, store: Store, record: Record, shape: type[object]) -> Record:
+        """Send ``record``; return it, or the record that another host had put there first."""
+        tier = link.tier
+        if record.kind == "plan" and not _has_engine(tier, record):
+            return record  # it would name what is not there
+        if self._push(link, store, record).won:
+            return record
+        winner = transfer.fetch_record(tier, record.kind, record.key)
+        if winner is None or encode_record(winner) == encode_record(record):
+            return record
+        try:
+            winner.read(shape)
+        except StoreError as error:
+            name = record_name(record.kind, record.key)
+            store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
+            return record
+        if transfer.bring(tier, store, winner, shape=shape):
+            return winner
+        if not transfer.replace(tier, store, record, winner):
+            raise TierError(
+                f"{tier.uri}: its {record.kind} record {record.key[:12]} names a blob that is "
+                f"lost there, and changes meanwhile. Run the command again"
+            )
         return record
-    winner = transfer.fetch_record(tier, record.kind, record.key)
-    if winner is None or encode_record(winner) == encode_record(record):
-        return record
-    try:
-        winner.read(shape)
-    except StoreError as error:
-        name = record_name(record.kind, record.key)
-        store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
-        return record
-    if not transfer.pull(tier, store, record.kind, record.key, shape=shape):
-        raise TierError(
-            f"{tier.uri}: its {record.kind} record {record.key[:12]} names a blob that is lost "
-            f"there. Delete that record there; this machine keeps its own"
-        )
-    return winner
+
+
+def _waits(link: Link, store: Store, record: Record) -> bool:
+    """Tell whether this is the plan of an engine that is marked as unsent: it goes after it."""
+    if record.kind != "plan":
+        return False
+    engine_key = record.read(Plan).engine_key
+    return unsent.is_unsent(store, link.address.identity, "engine", engine_key)
+
+
+def _has_engine(tier: Tier, plan: Record) -> bool:
+    """Tell whether the engine that a plan names has the plan's bytes in ``tier``."""
+    engine = transfer.fetch_record(tier, "engine", plan.read(Plan).engine_key)
+    return engine is not None and plan.key in (blob.sha256 for blob in engine.blobs)
+
+
+def _unsent_error(link: Link, error: StoreError) -> StoreError:
+    return TierError(
+        f"{error}. What was made is stored here and not there: run the command again once the "
+        f"cause is gone, or 'trtbuild cache push --all --to {link.address.shown}'"
+    )

@@ -6,6 +6,7 @@ Leases are numbered files: who links the next number first has it. No lock is ne
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from trtbuild.errors import StoreError
 from trtbuild.store.publish import draft, link_new, sync_folders
+from trtbuild.store.temporary import new_name, remove_orphans
 from trtbuild.store.tiers.tier import (
-    PART_BYTES,
     NoAnswerError,
     TierError,
     Version,
@@ -66,10 +67,27 @@ class FolderTier:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
         final = self.root / upload.name
         with self._explained():
-            self._make(self.root / "v1" / "tmp")
+            drafts = self._drafts()
             self._make(final.parent)
-            with draft(self.root / "v1" / "tmp", _chunks_of(upload)) as written:
+            with draft(drafts, [upload.data]) as written:
                 return link_new(written.path, final, self.root)
+
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`; of two at one time, the first wins.
+
+        What was there is moved away, and comes back where it was not ``seen`` after all.
+        """
+        final = self._existing(upload.name)
+        with self._explained():
+            aside = self._drafts() / new_name()
+            with contextlib.suppress(FileNotFoundError):
+                if final.read_bytes() != seen:
+                    return False
+                final.rename(aside)
+                if aside.read_bytes() != seen:
+                    link_new(aside, final, self.root)
+            aside.unlink(missing_ok=True)
+        return self.put_new(upload)
 
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
@@ -98,15 +116,22 @@ class FolderTier:
         mine = int(seen.tag) + 1 if seen else 1
         final = self._numbered(name, mine)
         with self._explained():
-            self._make(self.root / "v1" / "tmp")
+            drafts = self._drafts()
             self._make(final.parent)
-            with draft(self.root / "v1" / "tmp", [data]) as written:
+            with draft(drafts, [data]) as written:
                 if not link_new(written.path, final, self.root):
                     return False
             numbers = self._numbers(name)
             for number in numbers[:-_KEPT_NUMBERS]:
                 self._numbered(name, number).unlink(missing_ok=True)
         return max(numbers, default=mine) == mine
+
+    def drop(self, name: str, seen: Version) -> None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        with self._explained():
+            for number in self._numbers(name):
+                if number <= int(seen.tag):
+                    self._numbered(name, number).unlink(missing_ok=True)
 
     def _existing(self, name: str) -> Path:
         """Return the path of an object; a share that is not mounted holds nothing, wrongly."""
@@ -116,6 +141,13 @@ class FolderTier:
                 f"or work without this tier"
             )
         return self.root / name
+
+    def _drafts(self) -> Path:
+        """Return the folder for what has no name yet, cleared of what killed writers left."""
+        folder = self.root / "v1" / "tmp"
+        self._make(folder)
+        _cleared(folder)
+        return folder
 
     def _make(self, folder: Path) -> None:
         self._existing("")
@@ -153,12 +185,7 @@ class FolderTier:
             raise TierError(f"{self.uri}: {error}") from error
 
 
-def _chunks_of(upload: Upload) -> Iterator[bytes]:
-    if isinstance(upload.source, bytes):
-        upload.sent(len(upload.source))
-        yield upload.source
-        return
-    with upload.source.open("rb", buffering=0) as file:
-        while chunk := file.read(PART_BYTES):
-            upload.sent(len(chunk))
-            yield chunk
+@functools.cache
+def _cleared(folder: Path) -> int:
+    """Delete once per process what dead ones left in ``folder``; return how many files."""
+    return remove_orphans(folder)

@@ -6,20 +6,21 @@ environment.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
-import ssl
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from trtbuild.store.tiers.tier import CONNECT_S, LOOKUP_S, PART_S, NoAnswerError, TierError
+from trtbuild.store.tiers import connections
+from trtbuild.store.tiers.tier import LOOKUP_S, PART_BYTES, PART_S, NoAnswerError, TierError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from trtbuild.store.tiers.connections import Connection
 
 _REDIRECTS = 5
 _TRIES = 3
@@ -27,58 +28,53 @@ _FIRST_PAUSE_S = 0.2
 _AGAIN = frozenset({429, 500, 502, 503, 504})
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _READ_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 16
 _ERROR_BYTES = 2000
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_REST_BYTES = 1 << 16
+"""What is read of an answer that nobody wants, so that its connection can be used again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A request. ``body`` may be a file, which is sent in parts."""
+    """A request."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Path = b""
+    body: bytes = b""
+
+    @property
+    def limit_s(self) -> float:
+        """How long it may take until the answer begins."""
+        return PART_S if len(self.body) > _LARGE_BYTES else LOOKUP_S
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Answer:
-    """A response whose body is read with :meth:`chunks`, once; ``headers`` are lower-case."""
+    """A response whose body is read once, with one of the methods; headers are lower-case."""
 
     url: str
     status: int
     headers: Mapping[str, str]
-    connection: http.client.HTTPConnection
+    connection: Connection
     response: http.client.HTTPResponse
+    _is_closed: bool = False
 
-    def chunks(self, within_s: float | None = None) -> Iterator[bytes]:
-        """Yield the body; refuses one that is shorter than announced or takes too long.
-
-        Each part may take ``PART_S``, all of it ``within_s`` where that is given.
-        """
-        ends = None if within_s is None else time.monotonic() + within_s
-        try:
-            while True:
-                if ends is not None and time.monotonic() > ends:
-                    raise TierError(f"{_bare(self.url)}: stalls. Try again later")
-                chunk = self.response.read1(_READ_BYTES)
-                if not chunk:
-                    break
-                yield chunk
-            if self.response.length:
-                raise TierError(
-                    f"{_bare(self.url)}: its answer ends {self.response.length} bytes early. "
-                    f"Try again"
-                )
-        except (OSError, http.client.HTTPException) as error:
-            raise _failed(self.url, error) from error
-        finally:
-            self.close()
+    def chunks(self) -> Iterator[bytes]:
+        """Yield a large body, each 8 MiB of it within ``PART_S``; refuses one that is short."""
+        read_bytes = 0
+        self.connection.wire.ends = time.monotonic() + PART_S
+        for chunk in self._chunks():
+            read_bytes += len(chunk)
+            if read_bytes >= PART_BYTES:
+                read_bytes = 0
+                self.connection.wire.ends = time.monotonic() + PART_S
+            yield chunk
 
     def read(self, limit_bytes: int) -> bytes:
-        """Return a small body, in time and at most ``limit_bytes``, or refuse."""
+        """Return a small body, in the question's time; refuse more than ``limit_bytes``."""
         data = b""
-        for chunk in self.chunks(LOOKUP_S):
+        for chunk in self._chunks():
             data += chunk
             if len(data) > limit_bytes:
                 self.close()
@@ -100,26 +96,52 @@ class Answer:
         )
 
     def close(self) -> None:
-        """End the connection."""
+        """Be done with the answer; its connection is kept where all of it was read."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if (self.response.length or 0) <= _REST_BYTES:
+                self.response.read(_REST_BYTES)
+            if self.response.isclosed() and not self.response.will_close:
+                connections.keep(self.connection)
+                return
+        self.response.close()
         self.connection.close()
+
+    def _chunks(self) -> Iterator[bytes]:
+        try:
+            while chunk := self.response.read1(_READ_BYTES):
+                yield chunk
+            if self.response.length:
+                raise TierError(
+                    f"{_bare(self.url)}: its answer ends {self.response.length} bytes early. "
+                    f"Try again"
+                )
+        except (OSError, http.client.HTTPException) as error:
+            raise _failed(self.url, error) from error
+        finally:
+            self.close()
 
 
 def ask(question: Question) -> Answer:
     """Return the answer to a request, redirects followed; any status but 429 and 5xx.
 
-    Busy servers are asked again, with growing pauses, until ``LOOKUP_S`` are over. The header
-    Authorization goes only to the host that it was made for.
+    Busy servers are asked again, with growing pauses. All tries of a small question together
+    end after ``LOOKUP_S``, the answer's headers included; for a large body each has ``PART_S``.
+    The header Authorization goes only to the host that it was made for.
 
     Raises:
         TierError: no answer came.
     """
     started = time.monotonic()
     for turn in range(_TRIES):
-        is_last = turn == _TRIES - 1 or time.monotonic() - started > LOOKUP_S
+        is_last = turn == _TRIES - 1 or time.monotonic() - started >= LOOKUP_S
+        begun = started if question.limit_s == LOOKUP_S else time.monotonic()
         try:
-            answer = _follow(question)
+            answer = _follow(question, begun + question.limit_s)
         except TierError:
-            if is_last:
+            if is_last or time.monotonic() - started >= LOOKUP_S:
                 raise
             answer = None
         if answer is not None and answer.status not in _AGAIN:
@@ -137,11 +159,11 @@ def ask(question: Question) -> Answer:
     raise AssertionError  # the last turn returns or raises
 
 
-def _follow(question: Question) -> Answer:
+def _follow(question: Question, ends: float) -> Answer:
     url, headers = question.url, dict(question.headers)
     for _ in range(_REDIRECTS):
         answer = _ask_once(
-            Question(method=question.method, url=url, headers=headers, body=question.body)
+            Question(method=question.method, url=url, headers=headers, body=question.body), ends
         )
         if answer.status not in _MOVED or "location" not in answer.headers:
             return answer
@@ -161,33 +183,31 @@ def _follow(question: Question) -> Answer:
     raise TierError(f"{_bare(question.url)}: more than {_REDIRECTS} redirects")
 
 
-def _ask_once(question: Question) -> Answer:
+def _ask_once(question: Question, ends: float) -> Answer:
+    """Ask on an idle connection, and on a new one where the server had ended that."""
+    while True:
+        connection = None
+        try:
+            connection = connections.connect(question.url, ends)
+            return _asked(question, connection)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if connection is not None:
+                connection.close()
+                if not connection.is_fresh and isinstance(error, ConnectionError):
+                    continue
+            raise _failed(question.url, error) from error
+
+
+def _asked(question: Question, connection: Connection) -> Answer:
     parts = urlsplit(question.url)
     path = parts.path + (f"?{parts.query}" if parts.query else "")
-    length = (
-        question.body.stat().st_size if isinstance(question.body, Path) else len(question.body)
-    )
     headers = {"User-Agent": "trtbuild", **question.headers}
-    if length or question.method in ("PUT", "POST"):
-        headers["Content-Length"] = str(length)
-    connection = None
-    try:
-        connection = _connect(question.url)
-        if isinstance(question.body, Path):
-            with question.body.open("rb") as file:
-                connection.request(question.method, path or "/", body=file, headers=headers)
-        else:
-            body = question.body or None
-            connection.request(question.method, path or "/", body=body, headers=headers)
-        if length < _READ_BYTES and connection.sock is not None:
-            connection.sock.settimeout(LOOKUP_S)
-        response = connection.getresponse()
-        if connection.sock is not None:
-            connection.sock.settimeout(PART_S)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if connection is not None:
-            connection.close()
-        raise _failed(question.url, error) from error
+    if question.body or question.method in ("PUT", "POST"):
+        headers["Content-Length"] = str(len(question.body))
+    connection.http.request(
+        question.method, path or "/", body=question.body or None, headers=headers
+    )
+    response = connection.http.getresponse()
     return Answer(
         url=question.url,
         status=response.status,
@@ -195,26 +215,6 @@ def _ask_once(question: Question) -> Answer:
         connection=connection,
         response=response,
     )
-
-
-def _connect(url: str) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS[parts.scheme]
-    proxy = "" if proxy_bypass(host) else getproxies().get(parts.scheme, "")
-    at = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
-    first = (at.hostname or "", at.port or 80) if at else (host, port)
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            *first, timeout=CONNECT_S, context=ssl.create_default_context()
-        )
-    else:
-        connection = http.client.HTTPConnection(*first, timeout=CONNECT_S)
-    if at:
-        connection.set_tunnel(host, port)
-    connection.connect()
-    connection.sock.settimeout(PART_S)
-    return connection
 
 
 def _retry_after_s(answer: Answer) -> float:

@@ -70,13 +70,21 @@ class _Held:
     def release(self) -> None:
         self.ended.set()
         with self.lock, contextlib.suppress(TierError):  # it ends by itself
-            self._write(0.0)
+            seen = self._ours()
+            if seen is None:
+                return
+            try:
+                self.tier.drop(self.name, seen)
+            except TierError:  # who writes need not have the right to delete
+                self.tier.swap(self.name, _lease(self.nonce, 0.0), seen)
 
     def _write(self, expires: float) -> bool:
+        seen = self._ours()
+        return seen is not None and self.tier.swap(self.name, _lease(self.nonce, expires), seen)
+
+    def _ours(self) -> Version | None:
         seen = self.tier.peek(self.name)
-        if seen is None or _read(seen).nonce != self.nonce:
-            return False
-        return self.tier.swap(self.name, _lease(self.nonce, expires), seen)
+        return seen if seen is not None and _read(seen).nonce == self.nonce else None
 
 
 def take_turn(

@@ -20,6 +20,11 @@ def blob_name(sha256: str) -> str:
     return f"v1/cas/sha256/{check_digest(sha256)[:_SHARD_DIGITS]}/{sha256}"
 
 
+def parts_name(sha256: str) -> str:
+    """Return the name of the index of a blob that is there in parts."""
+    return f"v1/parts/sha256/{check_digest(sha256)[:_SHARD_DIGITS]}/{sha256}"
+
+
 def record_name(kind: str, key: str) -> str:
     """Return the name of a record."""
     return f"v1/ac/{check_kind(kind)}/{check_digest(key)[:_SHARD_DIGITS]}/{key}"
@@ -45,4 +50,4 @@ def statement_name(subject_sha256: str, sha256: str) -> str:
 
 def lease_name(kind: str, key: str) -> str:
     """Return the name of the lease on a key."""
-    return f"v1/lease/{check_kind(kind)}.{check_digest(key)}"
+    return f"v1/lease/{check_digest(key)[:_SHARD_DIGITS]}/{check_kind(kind)}.{key}"

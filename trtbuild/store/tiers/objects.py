@@ -53,11 +53,11 @@ _ABSENT = (FileNotFoundError,)
 _DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError, PermissionError)
 _REFUSED = (AlreadyExistsError, FileExistsError, PreconditionError)
 _LEASE_LIMIT_BYTES = 4096
-_PARTS_AT_ONCE = 4
 _TRIES = 3
 _FIRST_PAUSE_S = 0.2
 _SHOWN_CHARACTERS = 300
 _DENIED = re.compile(r"\b(?:401 Unauthorized|403 Forbidden)\b")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not")
 _METADATA = ("169.254.", "/latest/api/token", "/security-credentials", "/computeMetadata/")
 """Where the library asks for credentials when the environment has none."""
 
@@ -86,7 +86,8 @@ class ObjectTier:
             return None if self.size(name) is None else iter(())
         with self._explained(name):
             try:
-                found = obstore.get(self.lookup, name, options={"range": (0, PART_BYTES)})
+                store = self.bulk if name.startswith("v1/cas/") else self.lookup
+                found = obstore.get(store, name, options={"range": (0, PART_BYTES)})
             except _ABSENT as error:
                 self._require_bucket(error)
                 return None
@@ -103,30 +104,21 @@ class ObjectTier:
                 return None
 
     def put_new(self, upload: Upload) -> bool:
-        """See :class:`trtbuild.store.tiers.tier.Tier`.
-
-        A conditional put has to be one request. Larger objects go in parts that appear at
-        once; only blobs are so large, and whoever writes one of a name writes the same bytes.
-        """
+        """See :class:`trtbuild.store.tiers.tier.Tier`; a conditional put is one request."""
         with self._explained(upload.name):
-            if upload.size_bytes <= PART_BYTES:
-                data = upload.source
-                data = data if isinstance(data, bytes) else data.read_bytes()
-                if not self._put(self.bulk, upload.name, data, "create"):
-                    return False
-                upload.sent(len(data))
-                return True
-            if self.size(upload.name) is not None:
+            return self._put(self.bulk, upload.name, upload.data, "create")
+
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`."""
+        with self._explained(upload.name):
+            try:
+                found = obstore.get(self.bulk, upload.name)
+            except _ABSENT:
+                return self._put(self.bulk, upload.name, upload.data, "create")
+            if found.meta["size"] != len(seen) or bytes(found.bytes()) != seen:
                 return False
-            obstore.put(
-                self.bulk,
-                upload.name,
-                _chunks_of(upload),
-                use_multipart=True,
-                chunk_size=PART_BYTES,
-                max_concurrency=_PARTS_AT_ONCE,
-            )
-            return True
+            mode = _if_same(found.meta["e_tag"], found.meta["version"])
+            return self._put(self.bulk, upload.name, upload.data, mode)
 
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
@@ -159,16 +151,19 @@ class ObjectTier:
             mode: obstore.PutMode = "create"
             if seen is not None:
                 tag, _, version = seen.tag.partition("\n")
-                mode = {}  # the binding takes no None
-                if tag:
-                    mode["e_tag"] = tag
-                if version:
-                    mode["version"] = version
-            self._put(self.lookup, name, data, mode)
+                mode = _if_same(tag, version)
+            if self._put(self.lookup, name, data, mode) and seen is None:
+                return True
         # What counts is what is there now: an answer may have been lost, and a server that does
         # not know If-Match stores whatever comes.
         now = self.peek(name)
         return now is not None and now.data == data
+
+    def drop(self, name: str, seen: Version) -> None:
+        """See :class:`trtbuild.store.tiers.tier.Tier`; obstore has no condition for this."""
+        del seen
+        with self._explained(name), contextlib.suppress(*_ABSENT):
+            obstore.delete(self.lookup, name)
 
     def _put(self, store: _Store, name: str, data: bytes, mode: obstore.PutMode) -> bool:
         """Put in one request under a condition; False where it does not hold.
@@ -212,11 +207,8 @@ class ObjectTier:
 
     def _require_bucket(self, error: Exception) -> None:
         """A bucket that does not exist is no miss: its cache would never hit, silently."""
-        text = str(error)
-        if "NoSuchBucket" in text or "ContainerNotFound" in text or "bucket does not" in text:
-            raise TierError(
-                f"{self.uri}: no such bucket or container. Make it, or correct the URI"
-            ) from error
+        if any(part in str(error) for part in _NO_BUCKET):
+            raise self._told("", error) from error
 
     @contextlib.contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -227,9 +219,13 @@ class ObjectTier:
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
             raise self._told(name, error) from error
 
-    def _told(self, name: str, error: Exception) -> NoAnswerError:
+    def _told(self, name: str, error: Exception) -> TierError:
         """Return the error with its remedy; listing has no class for what is refused."""
         text = str(error)
+        if any(part in text for part in _NO_BUCKET):
+            return TierError(
+                f"{self.uri}: no such bucket or container. Make it, or correct the URI"
+            )
         if any(part in text for part in _METADATA):
             wanted = _CREDENTIALS[self.uri.partition(":")[0]]
             return NoAnswerError(
@@ -293,6 +289,16 @@ def open_objects(address: Address) -> ObjectTier:
     )
 
 
+def _if_same(tag: str | None, version: str | None) -> obstore.PutMode:
+    """Return the condition that an object is still this version of it."""
+    mode: obstore.UpdateVersion = {}  # the binding takes no None
+    if tag:
+        mode["e_tag"] = tag
+    if version:
+        mode["version"] = version
+    return mode
+
+
 def _endpoint_of(environment: os._Environ[str], scheme: str) -> str:
     """Return the endpoint that the environment names for S3, "" where it names none."""
     if scheme != "s3":
@@ -305,17 +311,6 @@ def _endpoint_of(environment: os._Environ[str], scheme: str) -> str:
         except UsageError as error:
             raise TierError(str(error)) from error
     return environment.get(name, "")
-
-
-def _chunks_of(upload: Upload) -> Iterator[bytes]:
-    if isinstance(upload.source, bytes):
-        upload.sent(len(upload.source))
-        yield upload.source
-        return
-    with upload.source.open("rb", buffering=0) as file:
-        while chunk := file.read(PART_BYTES):
-            yield chunk
-            upload.sent(len(chunk))
 
 
 def _short(error: BaseException) -> str:

@@ -19,15 +19,14 @@ from trtbuild.errors import UsageError
 from trtbuild.store.tiers import package
 from trtbuild.store.tiers.http import Question, ask
 from trtbuild.store.tiers.login import authorization, is_loopback
-from trtbuild.store.tiers.tier import NoAnswerError, TierError, Upload, bounded, too_large
+from trtbuild.store.tiers.tier import NoAnswerError, TierError, bounded, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from trtbuild.store.tiers.address import Address
     from trtbuild.store.tiers.http import Answer
-    from trtbuild.store.tiers.tier import Version
+    from trtbuild.store.tiers.tier import Upload, Version
 
 _OK, _CREATED, _ACCEPTED, _UNAUTHORIZED, _ABSENT = 200, 201, 202, 401, 404
 _REPOSITORY = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
@@ -62,6 +61,9 @@ class OciTier:
         layer = package.unpack(self.uri, name, manifest)
         if layer.size > limit_bytes:
             raise too_large(self.uri, name, limit_bytes)
+        embedded = package.inside(self.uri, name, layer)
+        if embedded is not None:
+            return iter((embedded,))
         chunks = self._blob(name, layer.sha256, layer.size)
         if chunks is None:
             raise TierError(f"{self.uri}: {name}: its first layer is lost. Push it again")
@@ -93,16 +95,28 @@ class OciTier:
         """See :class:`trtbuild.store.tiers.tier.Tier`; for tags only nearly atomic."""
         if self.size(upload.name) is not None:
             return False
+        self._put(upload)
+        return True
+
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """See :class:`trtbuild.store.tiers.tier.Tier`; only nearly atomic."""
+        chunks = self.get(upload.name, len(seen))
+        if chunks is not None and b"".join(chunks) != seen:
+            return False
+        self._put(upload)
+        return True
+
+    def _put(self, upload: Upload) -> None:
         if upload.name.startswith("v1/cas/"):
-            self._put_blob(upload.name, upload.name.rpartition("/")[2], upload)
-            return True
-        if not isinstance(upload.source, bytes):
-            message = f"{upload.name}: records and statements are given as bytes"
-            raise TypeError(message)
-        manifest = package.pack(upload.name, upload.source, upload.links)
-        for data in (package.EMPTY, upload.source):
-            part = Upload(name=upload.name, source=data, size_bytes=len(data))
-            self._put_blob(upload.name, hashlib.sha256(data).hexdigest(), part)
+            self._put_blob(upload.name, upload.name.rpartition("/")[2], upload.data)
+            return
+        manifest = package.pack(upload.name, upload.data, upload.links)
+        for data in (package.EMPTY, upload.data):
+            sha256 = hashlib.sha256(data).hexdigest()
+            present = self._ask("HEAD", f"/blobs/sha256:{sha256}")
+            present.close()
+            if present.status != _OK:
+                self._put_blob(upload.name, sha256, data)
         answer = self._ask(
             "PUT",
             f"/manifests/{tag_of(upload.name)}",
@@ -112,8 +126,6 @@ class OciTier:
         if answer.status != _CREATED:
             raise self._refused(upload.name, answer)
         answer.close()
-        upload.sent(len(upload.source))
-        return True
 
     def names(self, prefix: str) -> list[str]:
         """See :class:`trtbuild.store.tiers.tier.Tier`; of statements those that are sound."""
@@ -139,6 +151,11 @@ class OciTier:
     def swap(self, name: str, data: bytes, seen: Version | None) -> bool:
         """Refuse: tags cannot be compared and swapped."""
         del data, seen
+        raise TierError(f"{self.uri}: {name}: a registry has no leases")
+
+    def drop(self, name: str, seen: Version) -> None:
+        """Refuse: tags cannot be compared and removed."""
+        del seen
         raise TierError(f"{self.uri}: {name}: a registry has no leases")
 
     def _blob(self, name: str, sha256: str, limit_bytes: int) -> Iterator[bytes] | None:
@@ -192,11 +209,7 @@ class OciTier:
             query = urlsplit(following[1]).query
             where = f"/tags/list?{query}"
 
-    def _put_blob(self, name: str, sha256: str, upload: Upload) -> None:
-        present = self._ask("HEAD", f"/blobs/sha256:{sha256}")
-        present.close()
-        if present.status == _OK:
-            return
+    def _put_blob(self, name: str, sha256: str, data: bytes) -> None:
         begun = self._ask("POST", "/blobs/uploads/")
         begun.close()
         if begun.status != _ACCEPTED or "location" not in begun.headers:
@@ -205,18 +218,17 @@ class OciTier:
         if urlsplit(where).netloc != urlsplit(self.root).netloc:
             raise TierError(f"{self.uri}: sends uploads to another host: refused")
         where += f"{'&' if '?' in where else '?'}digest={quote(f'sha256:{sha256}')}"
-        done = self._ask("PUT", where, body=upload.source, kind=package.BLOB_LAYER)
+        done = self._ask("PUT", where, body=data, kind=package.BLOB_LAYER)
         if done.status != _CREATED:
             raise self._refused(name, done)
         done.close()
-        upload.sent(upload.size_bytes)
 
     def _ask(
         self,
         method: str,
         where: str,
         *,
-        body: bytes | Path = b"",
+        body: bytes = b"",
         kind: str = "",
         accept: bool = False,
     ) -> Answer:
@@ -266,11 +278,13 @@ def open_oci(address: Address) -> OciTier:
 
 
 def tag_of(name: str) -> str:
-    """Return the tag of a record or a statement."""
+    """Return the tag of a record, a statement or the index of a blob's parts."""
     _, where, *rest = name.split("/")
     if where == "ac":
         kind, _, key = rest
         return f"{kind}-{key}"
+    if where == "parts":
+        return f"parts-{rest[-1]}"
     if where == "att":
         return _statement_tag(name)
     message = f"{name}: has no tag"

@@ -16,8 +16,9 @@ from trtbuild.store.resolve import (
     plan_record,
 )
 from trtbuild.store.tiers.names import records_prefix, travels
+from trtbuild.store.tiers.progress import Progress
 from trtbuild.store.tiers.tier import TierError
-from trtbuild.store.tiers.transfer import fetch_record, pull, pull_statements
+from trtbuild.store.tiers.transfer import bring, fetch_record, pull, pull_statements, weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +76,10 @@ def engines_of(tier: Tier) -> list[Record]:
     return found
 
 
-def pull_engine(tier: Tier, store: Store, text: str, sent: Callable[[int], None]) -> Record:
+def pull_engine(tier: Tier, store: Store, text: str, say: Callable[[str], None]) -> Record:
     """Bring the engine that ``text`` names to ``store``: its record, bytes and statements.
+
+    ``say`` is told how far it is.
 
     Raises:
         UsageError: ``text`` names nothing there, or more than one engine.
@@ -96,7 +99,9 @@ def pull_engine(tier: Tier, store: Store, text: str, sent: Callable[[int], None]
         raise UsageError(f"{text!r} names more than one engine: {names}. Give more digits")
     key = keys.pop()
     known = store.get("engine", key)
-    if known is None and not pull(tier, store, "engine", key, sent):
+    there = fetch_record(tier, "engine", key) if known is None else known
+    sent = Progress(say, f"pull from {tier.uri}", weight(there) if there else 0).add
+    if known is None and not (there and bring(tier, store, there, sent)):
         raise TierError(f"{tier.uri}: engine {key[:12]} is not whole there. Push it again")
     record = store.get("engine", key)
     if record is None:

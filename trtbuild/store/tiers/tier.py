@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from trtbuild.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from trtbuild.store.record import Blob
 
@@ -50,17 +49,14 @@ class TooLargeError(TierError):
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """An object to be stored: bytes in memory, or a file.
+    """An object to be stored in one request.
 
     ``links`` are the blobs that it names: a tier that deletes what nothing names must know.
-    ``sent`` is told how many bytes went, as they go.
     """
 
     name: str
-    source: bytes | Path
-    size_bytes: int
+    data: bytes
     links: tuple[Blob, ...] = ()
-    sent: Callable[[int], None] = lambda _count: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +95,10 @@ class Tier(Protocol):
         """Store an object whole, or not at all; False where the name is taken."""
         ...
 
+    def replace(self, upload: Upload, seen: bytes) -> bool:
+        """Store an object in place of one whose bytes are ``seen``; False if it changed."""
+        ...
+
     def names(self, prefix: str) -> Iterable[str]:
         """Return the names of all objects that begin with ``prefix``, sorted."""
         ...
@@ -109,6 +109,10 @@ class Tier(Protocol):
 
     def swap(self, name: str, data: bytes, seen: Version | None) -> bool:
         """Replace what :meth:`peek` has ``seen`` (None: nothing); False if it changed since."""
+        ...
+
+    def drop(self, name: str, seen: Version) -> None:
+        """Remove what :meth:`peek` has ``seen``; what came after it may go too."""
         ...
 
 

@@ -6,6 +6,7 @@ Blobs go before the record that names them, in both directions: what is visible 
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,19 @@ from trtbuild.store.tiers.names import (
     statement_name,
     statements_prefix,
 )
+from trtbuild.store.tiers.parts import (
+    LostPartError,
+    chunks_of,
+    fetch_index,
+    is_large,
+    is_whole,
+    links,
+    send,
+)
 from trtbuild.store.tiers.tier import TierError, TooLargeError, Upload, read_small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from trtbuild.store.local import Store
     from trtbuild.store.record import Blob, Record
@@ -88,14 +98,12 @@ def parse_record(where: str, kind: str, key: str, data: bytes) -> Record:
     return record
 
 
-def pull(  # noqa: PLR0913  tier and store, kind and key, and two that few give
+def pull(
     tier: Tier,
     store: Store,
     kind: str,
     key: str,
-    sent: Callable[[int], None] | None = None,
-    *,
-    shape: type[object] = object,
+    sent: Callable[[int], None] = lambda _: None,
 ) -> bool:
     """Bring the record of ``key`` with all it names from ``tier`` to ``store``.
 
@@ -108,19 +116,31 @@ def pull(  # noqa: PLR0913  tier and store, kind and key, and two that few give
         StoreError: the store cannot be written.
     """
     record = fetch_record(tier, kind, key)
-    if record is None:
-        return False
-    for blob in record.blobs:
-        if not store.has(blob) and not _pull_blob(tier, store, blob):
-            store.note(
-                f"{tier.uri}/{blob_name(blob.sha256)}",
-                f"missing there, named by {kind} record {key}: push it again from a sound "
-                f"store, or delete that record",
-            )
-            return False
-        if sent is not None:
-            sent(blob.bytes)
-    pull_statements(tier, store, record)
+    return record is not None and bring(tier, store, record, sent)
+
+
+def bring(
+    tier: Tier,
+    store: Store,
+    record: Record,
+    sent: Callable[[int], None] = lambda _: None,
+    shape: type[object] = object,
+) -> bool:
+    """Bring what a record of ``tier`` names to ``store``, and then the record; as :func:`pull`.
+
+    ``sent`` is told the bytes that come. ``shape`` as in :meth:`Store.put`.
+    """
+    with ThreadPoolExecutor(1) as beside:  # while the blobs come
+        asked = beside.submit(_fetch_statements, tier, store, record)
+        for blob in record.blobs:
+            if not store.has(blob) and not _pull_blob(tier, store, blob, sent):
+                store.note(
+                    f"{tier.uri}/{blob_name(blob.sha256)}",
+                    f"missing there, named by {record.kind} record {record.key}: push it again "
+                    f"from a sound store, or delete that record",
+                )
+                return False
+        _put_statements(store, asked.result())
     store.put(record, shape)
     return True
 
@@ -131,7 +151,18 @@ def pull_statements(tier: Tier, store: Store, record: Record) -> int:
     Whoever may write there could put anything beside the good ones: what is damaged or too
     large is passed over, and what would be too many to be looked at. Both become incidents.
     """
-    brought = 0
+    return _put_statements(store, _fetch_statements(tier, store, record))
+
+
+def _put_statements(store: Store, found: list[tuple[str, bytes]]) -> int:
+    for subject, envelope in found:
+        put_statement(store, subject, envelope)
+    return len(found)
+
+
+def _fetch_statements(tier: Tier, store: Store, record: Record) -> list[tuple[str, bytes]]:
+    """Return what ``store`` lacks of the statements in ``tier``, each with its subject."""
+    found = []
     for subject in subjects(record):
         known = {hashlib.sha256(each).hexdigest() for each in statements(store, subject)}
         lacking = [
@@ -146,8 +177,9 @@ def pull_statements(tier: Tier, store: Store, record: Record) -> int:
                 f"{len(lacking) - room} statements were passed over: at most {MAX_STATEMENTS} "
                 "about one engine are kept. Delete there what is none",
             )
-        brought += sum(_pull_statement(tier, store, subject, name) for name in lacking[:room])
-    return brought
+        envelopes = (_fetch_statement(tier, store, name) for name in lacking[:room])
+        found += [(subject, each) for each in envelopes if each is not None]
+    return found
 
 
 def _is_lacking(name: str, subject: str, known: set[str]) -> bool:
@@ -155,20 +187,17 @@ def _is_lacking(name: str, subject: str, known: set[str]) -> bool:
     return is_digest(sha256) and sha256 not in known and name == statement_name(subject, sha256)
 
 
-def _pull_statement(tier: Tier, store: Store, subject: str, name: str) -> bool:
-    """Bring one statement; False where there is none, or one that is not to be used."""
+def _fetch_statement(tier: Tier, store: Store, name: str) -> bytes | None:
+    """Return one statement; None where there is none, or one that is not to be used."""
     try:
         envelope = read_small(tier, name, MAX_STATEMENT_BYTES)
     except TooLargeError as error:
         store.note(f"{tier.uri}/{name}", f"passed over: {error}")
-        return False
-    if envelope is None:
-        return False
-    if hashlib.sha256(envelope).hexdigest() != name.rpartition("/")[2]:
-        store.note(f"{tier.uri}/{name}", "passed over: its bytes have another digest")
-        return False
-    put_statement(store, subject, envelope)
-    return True
+        return None
+    if envelope is None or hashlib.sha256(envelope).hexdigest() == name.rpartition("/")[2]:
+        return envelope
+    store.note(f"{tier.uri}/{name}", "passed over: its bytes have another digest")
+    return None
 
 
 def push(
@@ -182,18 +211,18 @@ def push(
         TierError: the tier cannot take it, or has something else under a blob's name.
         StoreError: a blob is lost here.
     """
-    total = Sent()
-    for blob in record.blobs:
-        total += _push_blob(tier, store, blob, sent)
-    for subject in subjects(record):
-        for envelope in statements(store, subject):
-            name = statement_name(subject, hashlib.sha256(envelope).hexdigest())
-            total += _put(tier, Upload(name=name, source=envelope, size_bytes=len(envelope)))
-    data = encode_record(record)
-    name = record_name(record.kind, record.key)
-    return total + _put(
-        tier, Upload(name=name, source=data, size_bytes=len(data), links=record.blobs)
-    )
+    total, upload = _prepared(tier, store, record, sent)
+    return total + _put(tier, upload)
+
+
+def replace(tier: Tier, store: Store, record: Record, lost: Record) -> bool:
+    """Put ``record`` in the place of one of its key whose blobs are ``lost``; False if not.
+
+    Raises:
+        TierError: the tier cannot take it.
+    """
+    _, upload = _prepared(tier, store, record, lambda _count: None)
+    return tier.replace(upload, encode_record(lost))
 
 
 def subjects(record: Record) -> tuple[str, ...]:
@@ -206,36 +235,76 @@ def weight(record: Record) -> int:
     return sum(blob.bytes for blob in record.blobs)
 
 
-def _pull_blob(tier: Tier, store: Store, blob: Blob) -> bool:
-    chunks = tier.get(blob_name(blob.sha256), blob.bytes)
+def _prepared(
+    tier: Tier, store: Store, record: Record, sent: Callable[[int], None]
+) -> tuple[Sent, Upload]:
+    """Send all that ``record`` names; return what that took, and the record to be put."""
+    total = Sent()
+    held: list[Blob] = []
+    for blob in record.blobs:
+        done, named = _push_blob(tier, store, blob, sent)
+        total += done
+        held += named
+    for subject in subjects(record):
+        for envelope in statements(store, subject):
+            name = statement_name(subject, hashlib.sha256(envelope).hexdigest())
+            total += _put(tier, Upload(name=name, data=envelope))
+    name = record_name(record.kind, record.key)
+    return total, Upload(name=name, data=encode_record(record), links=tuple(held))
+
+
+def _pull_blob(tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]) -> bool:
+    index = fetch_index(tier, blob) if is_large(blob) else None
+    name = blob_name(blob.sha256)
+    chunks = tier.get(name, blob.bytes) if index is None else chunks_of(tier, index)
     if chunks is None:
         return False
-    fault = store.put_expected(blob, chunks)
+    try:
+        fault = store.put_expected(blob, _told(chunks, sent))
+    except LostPartError:
+        return False
     if fault:
-        raise _damaged(tier.uri, blob_name(blob.sha256), fault)
+        raise _damaged(tier.uri, name, fault)
     return True
 
 
-def _push_blob(tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]) -> Sent:
+def _told(chunks: Iterable[bytes], sent: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        sent(len(chunk))
+        yield chunk
+
+
+def _push_blob(
+    tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]
+) -> tuple[Sent, tuple[Blob, ...]]:
+    """Send a blob; return what that took, and the objects that hold it."""
+    index = fetch_index(tier, blob) if is_large(blob) else None
+    if index is not None and is_whole(tier, index):
+        sent(blob.bytes)
+        return Sent(present=1), links(index)
     name = blob_name(blob.sha256)
     size_bytes = tier.size(name)
     if size_bytes == blob.bytes:
         sent(blob.bytes)
-        return Sent(present=1)
+        return Sent(present=1), (blob,)
     if size_bytes is not None:
         reason = f"it has {size_bytes} bytes, the blob has {blob.bytes}"
         raise _damaged(tier.uri, name, reason)
     try:
-        path = store.verified_path(blob.sha256)
+        if is_large(blob):
+            index, new = send(tier, store.verified_path(blob.sha256), blob, sent)
+            size_bytes = sum(part.bytes for part in new)
+            return Sent(objects=1, bytes=size_bytes), links(index)
+        done = _put(tier, Upload(name=name, data=store.read(blob.sha256)))
     except BlobLostError as error:
         raise StoreError(f"{error} (nothing was sent of it)") from error
-    upload = Upload(name=name, source=path, size_bytes=blob.bytes, sent=sent)
-    return _put(tier, upload)
+    sent(blob.bytes)
+    return done, (blob,)
 
 
 def _put(tier: Tier, upload: Upload) -> Sent:
     if tier.put_new(upload):
-        return Sent(objects=1, bytes=upload.size_bytes, won=True)
+        return Sent(objects=1, bytes=len(upload.data), won=True)
     return Sent(present=1)
 
 
