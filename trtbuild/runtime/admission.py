@@ -212,7 +212,7 @@ def admit_measuring(store: Store, manifest: Manifest) -> Measurable:
     else:
         judge(store, record, None, policy)
         preflight(manifest, options)
-    data = store.read(manifest.sha256, manifest.bytes)
+    data = store.read(manifest.sha256, record.blob("engine").bytes)
     _check_bytes(record, manifest, data, host_code=allowed)
     beside = attached(store, manifest)
     if policy.canary and not candidate.built_here:
@@ -275,7 +275,7 @@ def _verified_bytes(
 ) -> bytes:
     """Return the engine's bytes, hashed in memory and looked at from the outside."""
     try:
-        data = store.read(manifest.sha256, manifest.bytes)
+        data = store.read(manifest.sha256, record.blob("engine").bytes)
     except BlobLostError as error:
         raise refusal(
             "T13",
