@@ -166,9 +166,7 @@ class Store:
         return content is not None and not content.fault
 
     def read(self, sha256: str, limit_bytes: int = _ANY_SIZE) -> bytes:
-        """Return the blob's bytes, hashed in this process's memory.
-
-        One of more than ``limit_bytes``, its size in a record, is damaged: it is not read.
+        """Return the blob's bytes, at most those of a record, hashed in this process's memory.
 
         Raises:
             BlobLostError: it is missing, or failed verification and was set aside; looking up
