@@ -24,7 +24,12 @@ static void (*call_engine)(long) = 0;
 static long next_handle = 0x5000;
 
 #define CURRENT if (!depth) return 201 /* CUDA_ERROR_INVALID_CONTEXT */
-#define WAITS if (captured) return 900; if (flag && *flag != 1) return 719
+#define WAITS \
+  do { \
+    if (captured) return 900; \
+    if (flag && *flag != 1) return 719; \
+    flag = 0; /* passed: its memory may go */ \
+  } while (0)
 #define COUNT(what, by) __sync_add_and_fetch(&counts[what], by)
 static void *handle(void) { return (void *)__sync_add_and_fetch(&next_handle, 16); }
 
