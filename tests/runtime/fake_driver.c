@@ -18,7 +18,7 @@ typedef struct { int count; Work works[64]; } Graph;
 static __thread int depth = 0;
 static int counts[6]; /* device blocks, pinned blocks, streams, events, graphs, executables */
 enum { DEVICE, PINNED, STREAMS, EVENTS, GRAPHS, EXECUTABLES };
-static Graph *captured = 0;
+static __thread Graph *captured = 0; /* other threads go on: "thread local" mode */
 static volatile uint32_t *flag = 0;
 static void (*call_engine)(long) = 0;
 static long next_handle = 0x5000;
