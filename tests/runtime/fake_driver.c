@@ -18,13 +18,18 @@ typedef struct { int count; Work works[64]; } Graph;
 static __thread int depth = 0;
 static int counts[6]; /* device blocks, pinned blocks, streams, events, graphs, executables */
 enum { DEVICE, PINNED, STREAMS, EVENTS, GRAPHS, EXECUTABLES };
-static Graph *captured = 0;
+static __thread Graph *captured = 0; /* other threads go on: "thread local" mode */
 static volatile uint32_t *flag = 0;
 static void (*call_engine)(long) = 0;
 static long next_handle = 0x5000;
 
 #define CURRENT if (!depth) return 201 /* CUDA_ERROR_INVALID_CONTEXT */
-#define WAITS if (captured) return 900; if (flag && *flag != 1) return 719
+#define WAITS \
+  do { \
+    if (captured) return 900; \
+    if (flag && *flag != 1) return 719; \
+    flag = 0; /* passed: its memory may go */ \
+  } while (0)
 #define COUNT(what, by) __sync_add_and_fetch(&counts[what], by)
 static void *handle(void) { return (void *)__sync_add_and_fetch(&next_handle, 16); }
 

@@ -48,6 +48,13 @@ class Call(NamedTuple):
     on_host: tuple[Copy, ...]
 
 
+class Graph(NamedTuple):
+    """A call that was captured, and the execution context that it runs in."""
+
+    executable: Any
+    context: Any
+
+
 def bytes_of(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return the bytes of an array in C order, without a copy where they are so already."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

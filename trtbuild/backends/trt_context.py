@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from trtbuild.backends.device_arrays import count_bytes, on_host
 from trtbuild.backends.graph_cache import GraphCache
 from trtbuild.backends.pool import NoRoomError
 from trtbuild.backends.profile_choice import choose
-from trtbuild.backends.trt_call import Call, Copy, Shapes, bytes_of
+from trtbuild.backends.trt_call import Call, Copy, Graph, Shapes, bytes_of
 from trtbuild.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +38,6 @@ _REMEMBERED = 64
 _MIN_SCRATCH_BYTES = 256
 
 
-class _Graph(NamedTuple):
-    executable: Any
-    context: Any
-
-
 class Context:
     """Runs calls one after the other; the device must be current in the calling thread."""
 
@@ -63,7 +58,7 @@ class Context:
         self._memory: Buffers[Any] = Buffers(device.allocate, device.free)
         self._pinned: Buffers[npt.NDArray[np.uint8]] = Buffers(device.pin, device.unpin)
         self._context: Any = None
-        self._graphs: GraphCache[_Graph] | None = None
+        self._graphs: GraphCache[Graph] | None = None
         if refusals is not None and engine.repeatable:
             self._graphs = GraphCache(_GRAPHS, _WARM_AFTER, refusals, self._drop)
         self._bound: tuple[object, ...] = ()
@@ -154,9 +149,8 @@ class Context:
         Raises:
             UsageError: no profile holds the inputs, or their shapes do not go together.
         """
-        found = self._shapes.get(signature)
-        if found is not None:
-            return found
+        if signature in self._shapes:
+            return self._shapes[signature]
         if len(self._shapes) >= _REMEMBERED:
             self._shapes.clear()
             self._calls.clear()
@@ -322,7 +316,7 @@ class Context:
             if copy.host.nbytes:
                 self.stream.to_host(copy.host, copy.device)
 
-    def _capture(self, graphs: GraphCache[_Graph], call: Call) -> bool:
+    def _capture(self, graphs: GraphCache[Graph], call: Call) -> bool:
         """Run a call in a new context and capture it; return whether it did run.
 
         The run before the capture lets TensorRT do what it puts off to the first one.
@@ -340,7 +334,7 @@ class Context:
             graphs.refuse(call.key, str(error))
             self._metrics.add("graph_fallbacks")
             return ran
-        graphs.keep(call.key, _Graph(executable, context))
+        graphs.keep(call.key, Graph(executable, context))
         self._metrics.add("graph_captures")
         return True
 
@@ -355,7 +349,7 @@ class Context:
             raise NoRoomError(self._engine.refusal("shares no profile between contexts"))
         return context
 
-    def _drop(self, graph: _Graph) -> None:
+    def _drop(self, graph: Graph) -> None:
         self.stream.synchronize()
         self.stream.drop(graph.executable)
 
