@@ -54,7 +54,7 @@ def liar(request: pytest.FixtureRequest) -> Iterator[tuple[str, Liar]]:
 
 
 def wait(monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> None:
-    """Wait so long for answers: shortly where they are spoiled, else as a busy machine needs."""
+    """Wait so long for answers: shortly for spoiled ones, else as a busy machine needs."""
     for module in (http, objects):
         monkeypatch.setattr(module, "LOOKUP_S", seconds)
         monkeypatch.setattr(module, "PART_S", seconds)
