@@ -142,7 +142,7 @@ class Store:
             chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
             return self._put_blob(name, chunks, size_bytes)
 
-    def put_expected(self, blob: Blob, chunks: Iterable[bytes]) -> str:
+    def put_expected(self, blob: Blob, chunks: Iterable[bytes | bytearray]) -> str:
         """Store bytes from elsewhere durably if they are ``blob``; else return what they are.
 
         Raises:

@@ -73,7 +73,7 @@ def require_room(folder: Path, size_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def draft(folder: Path, chunks: Iterable[bytes]) -> Iterator[Draft]:
+def draft(folder: Path, chunks: Iterable[bytes | bytearray]) -> Iterator[Draft]:
     """Write ``chunks`` to a new private file in ``folder``; its temporary name ends with us."""
     path = folder / new_name()
     try:
@@ -82,7 +82,7 @@ def draft(folder: Path, chunks: Iterable[bytes]) -> Iterator[Draft]:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, chunks: Iterable[bytes]) -> Draft:
+def _write(path: Path, chunks: Iterable[bytes | bytearray]) -> Draft:
     total = hashlib.sha256()
     size_bytes = 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from tests.store.tiers.servers import Server
     from trtbuild.store.tiers.tier import Tier
 
-KINDS = ("folder", "moto", "localbucket", "registry")
+KINDS = ("folder", "moto", "localbucket", "registry", "azurite")
 
 
 @pytest.fixture(autouse=True)
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", servers.AZURE_ACCOUNT)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", servers.AZURE_KEY)
     monkeypatch.setenv("DOCKER_CONFIG", "/nonexistent")
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("TRTBUILD_OFFLINE", raising=False)
@@ -47,6 +49,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
 @pytest.fixture(params=KINDS)
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An empty tier of every kind, without options of policy."""
@@ -56,6 +64,9 @@ def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     server: Server = request.getfixturevalue(request.param)
     if request.param == "registry":
         return f"oci://127.0.0.1:{server.port}/{place}/engines?"
+    if request.param == "azurite":
+        endpoint = f"http://127.0.0.1:{server.port}/{servers.AZURE_ACCOUNT}"
+        return f"az://{servers.BUCKET}/{place}?endpoint={endpoint}"
     return server.uri(place)
 
 

@@ -56,7 +56,7 @@ def test_an_address_is_a_place_and_options(
         ("s3://bucket/x?wirte=yes", "option 'wirte'"),
         ("s3://bucket/x?write=maybe", "expected yes or no"),
         ("s3://bucket/x?write=yes&write=no", "once each"),
-        ("gs://bucket/x?endpoint=http://h", "option 'endpoint'"),
+        ("gs://bucket/x?region=here", "option 'region'"),
         ("oci://me:secret@host/x", "give credentials by the environment"),
         ("s3:///x", "expected s3://NAME"),
         ("s3://bucket/x?aws_secret_access_key=secret", "option 'aws_secret_access_key'"),

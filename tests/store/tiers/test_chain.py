@@ -96,6 +96,21 @@ def test_a_cold_stage_asks_once_and_once_more_under_its_lease(
     assert len(leased) <= 4
 
 
+@pytest.mark.parametrize("server", ["moto", "registry"])
+def test_a_hit_is_a_record_and_its_bytes_with_the_list_of_statements_beside_them(
+    request: pytest.FixtureRequest, server: str, tmp_path: Path
+) -> None:
+    with lying(request.getfixturevalue(server).port) as proxy:
+        port, place = proxy.server_address[1], f"t{secrets.token_hex(6)}"
+        uri = f"s3://engines/{place}?endpoint=http://127.0.0.1:{port}&region=us-east-1"
+        uri = f"oci://127.0.0.1:{port}/{place}?" if server == "registry" else uri
+        first = host(tmp_path / "first", uri, "&write=yes")
+        first.put(record_of(first))
+        proxy.seen.clear()
+        assert host(tmp_path / "second", uri).get("engine", KEY) is not None
+        assert [method for method, _, _ in proxy.seen] == ["GET"] * 3
+
+
 def test_a_record_of_any_size_is_put_in_one_request_which_has_the_condition(
     moto: Server,
 ) -> None:

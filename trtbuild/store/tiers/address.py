@@ -3,8 +3,8 @@
 =============================  =============================================================
 ``/mnt/share``, ``file:///…``  a folder that several machines mount
 ``s3://bucket/prefix``         S3 and what speaks it; ``endpoint=http://…``, ``region=…``
-``gs://bucket/prefix``         Google Cloud Storage
-``az://container/prefix``      Azure Blob Storage
+``gs://bucket/prefix``         Google Cloud Storage; ``endpoint=``
+``az://container/prefix``      Azure Blob Storage; ``endpoint=``
 ``oci://host[:port]/name``     an OCI registry; ``http=yes`` without TLS
 =============================  =============================================================
 
@@ -31,6 +31,8 @@ SCHEMES = ("file", "s3", "gs", "az", "oci")
 _OF_ALL = {"write": ("yes", "no"), "on_error": ("fail", "warn")}
 _OF_SCHEME: dict[str, tuple[str, ...]] = {
     "s3": ("endpoint", "region"),
+    "gs": ("endpoint",),
+    "az": ("endpoint",),
     "oci": ("http",),
 }
 _CHOICES = _OF_ALL | {"http": ("yes", "no")}

@@ -53,6 +53,7 @@ _ABSENT = (FileNotFoundError,)
 _DENIED_ERRORS = (PermissionDeniedError, UnauthenticatedError, PermissionError)
 _REFUSED = (AlreadyExistsError, FileExistsError, PreconditionError)
 _LEASE_LIMIT_BYTES = 4096
+_CHUNK_BYTES = 1 << 20
 _TRIES = 3
 _FIRST_PAUSE_S = 0.2
 _SHOWN_CHARACTERS = 300
@@ -188,7 +189,7 @@ class ObjectTier:
         size_bytes, tag = first.meta["size"], first.meta["e_tag"]
         with self._explained(name):
             done = 0
-            for chunk in first:
+            for chunk in first.stream(min_chunk_size=_CHUNK_BYTES):
                 done += len(chunk)
                 yield bytes(chunk)
             while done < size_bytes:
@@ -251,12 +252,10 @@ def open_objects(address: Address) -> ObjectTier:
         TierError: the URI or the environment's configuration cannot be used.
     """
     scheme = address.scheme
-    config = {
-        name: value for name, value in address.options.items() if name in ("endpoint", "region")
-    }
+    config = {name: value for name, value in address.options.items() if name == "region"}
     endpoint = address.options.get("endpoint", "") or _endpoint_of(os.environ, scheme)
-    if endpoint and scheme == "s3":
-        config["endpoint"] = endpoint
+    if endpoint:
+        config["base_url" if scheme == "gs" else "endpoint"] = endpoint
     try:
         lookup, bulk = (
             from_url(

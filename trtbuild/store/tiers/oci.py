@@ -50,6 +50,7 @@ class OciTier:
     host: str
     has_leases: bool = False
     _token: dict[str, str] = field(default_factory=dict)
+    _listed: dict[str, bytes | None] = field(default_factory=dict)
 
     def get(self, name: str, limit_bytes: int) -> Iterator[bytes] | None:
         """See :class:`trtbuild.store.tiers.tier.Tier`."""
@@ -134,6 +135,7 @@ class OciTier:
             if tag.startswith("att-") and prefix.startswith("v1/att/"):
                 if tag.startswith(_statement_tag(prefix)):
                     manifest = self._manifest_of_tag(tag)
+                    self._listed[tag] = manifest
                     name = package.title_of(self.uri, manifest) if manifest else ""
                     if name.startswith(prefix) and tag_of(name) == tag:
                         found.append(name)
@@ -171,7 +173,8 @@ class OciTier:
         return bounded(self.uri, name, answer.chunks(), limit_bytes)
 
     def _manifest(self, name: str) -> bytes | None:
-        return self._manifest_of_tag(tag_of(name))
+        tag = tag_of(name)
+        return self._listed.pop(tag, None) or self._manifest_of_tag(tag)
 
     def _manifest_of_tag(self, tag: str) -> bytes | None:
         answer = self._ask("GET", f"/manifests/{tag}", accept=True)

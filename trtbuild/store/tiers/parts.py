@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AT_ONCE = 4
+"""Parts that are sent at a time; of those that come, one less and the one that is written."""
+
 _MAX_INDEX_BYTES = 16 << 20
 _DIGITS = 5
 
@@ -100,14 +102,15 @@ def fetch_index(tier: Tier, blob: Blob) -> Index | None:
     return index
 
 
-def chunks_of(tier: Tier, index: Index) -> Iterator[bytes]:
+def chunks_of(tier: Tier, index: Index) -> Iterator[bytearray]:
     """Yield the parts of a blob in order, each verified, the next ones on their way meanwhile.
 
     Raises:
         LostPartError: the tier lacks one.
         TierError: the tier cannot tell, or sends something else.
     """
-    return _ahead(lambda number: _fetched(tier, index.part(number)), len(index.parts))
+    count = len(index.parts)
+    return _ahead(lambda number: _fetched(tier, index.part(number)), count, AT_ONCE - 1)
 
 
 def is_whole(tier: Tier, index: Index) -> bool:
@@ -168,21 +171,26 @@ def _has(tier: Tier, part: Blob) -> bool:
     return size_bytes is not None
 
 
-def _fetched(tier: Tier, part: Blob) -> bytes:
+def _fetched(tier: Tier, part: Blob) -> bytearray:
+    """Return a part, read into one buffer: joining chunks would take its size twice."""
     name = blob_name(part.sha256)
-    data = read_small(tier, name, part.bytes)
-    if data is None:
+    chunks = tier.get(name, part.bytes)
+    if chunks is None:
         raise LostPartError(f"{tier.uri}: {name}: missing there: push the blob again")
-    if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
-        raise _damaged(tier, name, f"its {len(data)} bytes have another digest")
+    data, size_bytes = bytearray(part.bytes), 0
+    for chunk in chunks:
+        data[size_bytes : size_bytes + len(chunk)] = chunk
+        size_bytes += len(chunk)
+    if size_bytes != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
+        raise _damaged(tier, name, f"its {size_bytes} bytes have another digest")
     return data
 
 
-def _ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
+def _ahead(work: Callable[[int], T], count: int, at_once: int = AT_ONCE) -> Iterator[T]:
     """Yield ``work(0)``, ``work(1)`` and so on, the next ones begun before they are wanted."""
-    pool = ThreadPoolExecutor(AT_ONCE)
+    pool = ThreadPoolExecutor(at_once)
     try:
-        begun = min(AT_ONCE, count)
+        begun = min(at_once, count)
         futures = deque(pool.submit(work, number) for number in range(begun))
         while futures:
             result = futures.popleft().result()

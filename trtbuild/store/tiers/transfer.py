@@ -268,7 +268,9 @@ def _pull_blob(tier: Tier, store: Store, blob: Blob, sent: Callable[[int], None]
     return True
 
 
-def _told(chunks: Iterable[bytes], sent: Callable[[int], None]) -> Iterator[bytes]:
+def _told(
+    chunks: Iterable[bytes | bytearray], sent: Callable[[int], None]
+) -> Iterator[bytes | bytearray]:
     for chunk in chunks:
         sent(len(chunk))
         yield chunk
