@@ -113,7 +113,17 @@ def test_a_push_by_hand_settles_it_too(liar: Liar, uri: str, tmp_path: Path) -> 
         make(tmp_path / "first", uri)
     liar.fault = ""
     done = CliRunner().invoke(
-        app, ["cache", "push", "--all", "--to", uri, "--store", str(tmp_path / "first")]
+        app,
+        [
+            "cache",
+            "push",
+            "--all",
+            "--unsigned",
+            "--to",
+            uri,
+            "--store",
+            str(tmp_path / "first"),
+        ],
     )
     assert done.exit_code == 0, done.output
     liar.seen.clear()
