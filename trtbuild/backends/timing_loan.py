@@ -80,7 +80,7 @@ def take_back(loan: Loan) -> str:
         with filelock.FileLock(f"{loan.cache}.lock", timeout=_LOCK_SECONDS):
             now = _content(loan.cache)
             if now == loan.before or len(left) > len(now):
-                _replace(loan.cache, left)
+                replace_whole(loan.cache, left)
     except (OSError, filelock.Timeout, leavings.OddFileError) as error:
         return _not_extended(loan, str(error))
     return ""
@@ -97,7 +97,7 @@ def _not_extended(loan: Loan, reason: str) -> str:
     return f"the timing cache {loan.cache} was not extended: {reason}"
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_whole(path: Path, content: bytes) -> None:
     """Write a file whole and durable under its name: data, then name, then folder."""
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -8,17 +8,16 @@ that it is never torn and never loses a time.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from trtbuild.backends.timing_loan import replace_whole
 from trtbuild.backends.trt_settings import PINNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trtbuild.backends.trt_config import Settings
     from trtbuild.backends.trt_log import Refusal
@@ -138,26 +137,7 @@ def merge(
                 kept = b""
             both = combine(kept, measured) if kept else measured
             if len(both) >= len(kept) and both != kept:
-                _replace(path, both)
+                replace_whole(path, both)
     except (OSError, filelock.Timeout) as error:
         return f"the timing cache {path} was not extended: {error}"
     return ""
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole and durable under its name: data, then name, then folder."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except OSError:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
