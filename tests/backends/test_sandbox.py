@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 import socket
@@ -147,9 +146,7 @@ def test_a_machine_without_bubblewrap_says_what_installs_it(
 
 
 @pytest.mark.parametrize("mode", ["pinned:abc", "auto"])
-def test_a_pinned_timing_cache_is_read_only_and_a_shared_one_is_not(
-    mode: str, tmp_path: Path
-) -> None:
+def test_a_build_does_not_see_its_timing_cache_but_a_copy(mode: str, tmp_path: Path) -> None:
     shard = tmp_path / "ab"
     shard.mkdir()
     cache = shard / "cache"
@@ -158,7 +155,5 @@ def test_a_pinned_timing_cache_is_read_only_and_a_shared_one_is_not(
     wish = building.request(graph, building.rtx("sm_89"), tmp_path / "out", timing_cache=mode)
     wish = msgspec.structs.replace(wish, timing_cache=cache)
     words = isolation._prefix("bwrap", wish, tmp_path / "job")  # noqa: SLF001  what is started
-    binds = set(itertools.pairwise(words))
-    pinned = ("--ro-bind-try", str(cache)) in binds
-    shared = ("--bind", str(shard)) in binds
-    assert (pinned, shared) == (mode != "auto", mode == "auto")
+    assert str(tmp_path / "job") in words
+    assert not {str(cache), str(shard)} & set(words)
