@@ -10,9 +10,11 @@ import pytest
 
 from tests.trust.corpus import program, rekeyed
 from tests.trust.forge import POLICY, forge
+from trtbuild.backends.session import SessionOptions
 from trtbuild.errors import TrustError
 from trtbuild.pipeline.layer_times import timed_layers
 from trtbuild.runtime import admission, canary
+from trtbuild.runtime.admission import Terms
 from trtbuild.runtime.made_here import mark_made
 from trtbuild.store.statements import put_statement
 
@@ -116,3 +118,26 @@ def test_an_own_engine_may_bring_the_runtime_that_it_was_asked_to(subject: Forge
     found = admission.admit_measuring(subject.store, subject.manifest)
     assert found.data == data
     assert found.options.allow_host_code
+
+
+def test_without_a_policy_an_own_engine_is_loaded_with_what_it_was_built_to_carry(
+    subject: Forge, place: Path
+) -> None:
+    (place / "config" / "trtbuild" / "policy.toml").unlink()
+    data = subject.store.read(subject.manifest.sha256)
+    data += b"\xa2\x06" + bytes([len(program(62))]) + program(62)  # a field that readers skip
+    preimage = msgspec.structs.replace(
+        rekeyed(subject), settings=(("version_compatible", True),)
+    )
+    subject.put(msgspec.structs.replace(subject.manifest, preimage=preimage), data)
+    asked = SessionOptions(allow_host_code=True)
+    with pytest.raises(TrustError, match="T17"):
+        admission.admit(subject.store, subject.manifest.key, Terms(), asked)
+    mark_made(subject.record)
+    with pytest.raises(TrustError, match="T14"):
+        admission.admit(subject.store, subject.manifest.key, Terms())
+    found = admission.admit(subject.store, subject.manifest.key, Terms(), asked)
+    assert found.data == data
+    write_policy(place, 'unsigned = "local"\n' + POLICY)
+    with pytest.raises(TrustError, match="T11"):
+        admission.admit(subject.store, subject.manifest.key, Terms(), asked)

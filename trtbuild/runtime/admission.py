@@ -29,6 +29,7 @@ from trtbuild.trust.candidate import Candidate, Situation
 from trtbuild.trust.checks import check_engine, decide
 from trtbuild.trust.content import check_content
 from trtbuild.trust.memory import Loaded, Memory
+from trtbuild.trust.policy import DEVELOPER
 from trtbuild.trust.refusal import SHOWN_DIGITS, refusal
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     manifest = record.read(Manifest)
     admission = judge(store, record, pin, policy, terms.model)
     preflight(manifest, options)
-    data = _verified_bytes(store, record, manifest, host_code=policy.host_code)
+    own = policy_name == DEVELOPER and not admission.signed and options.allow_host_code
+    data = _verified_bytes(store, record, manifest, host_code=policy.host_code or own)
     beside = attached(store, manifest)
     if policy.canary:
         canary.require(manifest, data, policy.canary_seconds, options, beside)
