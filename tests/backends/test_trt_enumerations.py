@@ -22,19 +22,24 @@ DEFAULT = "left at the library's default, whose version and build are in the key
 DLA = "of the deep learning accelerator; left at the default, dla_core is keyed"
 
 KEYED = {
-    "MemoryPoolType": {"WORKSPACE": "workspace_mib"},
+    "MemoryPoolType": {
+        "DLA_GLOBAL_DRAM": "dla_global_dram_mib",
+        "DLA_LOCAL_DRAM": "dla_local_dram_mib",
+        "DLA_MANAGED_SRAM": "dla_managed_sram_kib",
+        "WORKSPACE": "workspace_mib",
+    },
     "NetworkDefinitionCreationFlag": {
         "STRONGLY_TYPED": "set wherever it exists, which the version says",
         "EXPLICIT_BATCH": "set wherever it exists, which the version says",
+    },
+    "PreviewFeature": {
+        "PROFILE_SHARING_0806": "set wherever it exists, which the version says",
     },
 }
 """What trtbuild sets, and what in the key it follows from."""
 
 EXCLUDED = {
     "MemoryPoolType": {
-        "DLA_GLOBAL_DRAM": DLA,
-        "DLA_LOCAL_DRAM": DLA,
-        "DLA_MANAGED_SRAM": DLA,
         "TACTIC_DRAM": "the device's memory bounds it; the device is in the target",
         "TACTIC_SHARED_MEMORY": "the device's; the device is in the target",
     },
@@ -54,7 +59,6 @@ EXCLUDED = {
         "ALIASED_PLUGIN_IO_10_03": DEFAULT,
         "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": DEFAULT,
         "FASTER_DYNAMIC_SHAPES_0805": DEFAULT,
-        "PROFILE_SHARING_0806": DEFAULT,
         "RUNTIME_ACTIVATION_RESIZE_10_10": DEFAULT,
     },
 }
@@ -105,8 +109,9 @@ def test_the_installed_tensorrt_has_no_member_that_is_not_considered(kind: str) 
     assert set(getattr(trt, kind).__members__) <= considered
 
 
-def test_no_module_sets_a_preview_feature_a_parser_flag_or_another_memory_pool() -> None:
+def test_one_place_sets_a_preview_feature_and_memory_pools_and_none_a_parser_flag() -> None:
     text = "".join(path.read_text() for path in MODULES)
-    for call in ("set_preview_feature(", "parser.set_flag", "parser.flags", "setattr(parser"):
+    for call in ("parser.set_flag", "parser.flags", "setattr(parser"):
         assert call not in text
+    assert text.count("set_preview_feature(") == 1
     assert text.count("set_memory_pool_limit(") == 1
