@@ -402,3 +402,12 @@ def test_every_node_gets_a_name_of_its_own_and_keeps_a_good_one(tmp_path: Path) 
     assert names[0] == "r"
     assert len(set(names)) == 4
     assert all(names)
+
+
+def test_a_text_that_is_none_is_an_error_when_the_model_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    whole = linear()
+    whole.producer_name = "producer"
+    path.write_bytes(whole.SerializeToString().replace(b"producer", b"produc\xff\xff"))
+    with pytest.raises(SourceError, match="Export or copy it again"):
+        optimize(read_graph(path), tmp_path / "o.onnx")

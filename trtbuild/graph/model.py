@@ -68,6 +68,9 @@ def save_model(model: ir.Model, path: Path) -> Graph:
     Weights of more than 1 GiB in all go to one file beside it, ``<name>.data``; that file and
     the folder then belong together. Otherwise all weights are in the one file, those too that
     ``model`` maps from external data.
+
+    Raises:
+        SourceError: a part of the model has no form in a file.
     """
     initializers = [value for graph in model.graphs() for value in graph.initializers.values()]
     total_bytes = sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
@@ -76,7 +79,13 @@ def save_model(model: ir.Model, path: Path) -> Graph:
     if external is None:
         # onnx-ir would write the old location, which means nothing in another folder.
         ir.external_data.load_to_model(model)
-    ir.save(model, path, external_data=external)
+    try:
+        ir.save(model, path, external_data=external)
+    except ir.serde.SerdeError as error:  # a text that is none, somewhere in a damaged file
+        reason = " ".join(str(error.__cause__ or error).split())[:_REASON_CHARACTERS]
+        raise SourceError(
+            f"the model holds what ONNX cannot: {reason}. Export or copy it again"
+        ) from error
     return read_graph(path)
 
 
