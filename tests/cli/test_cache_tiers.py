@@ -13,6 +13,7 @@ import pytest
 from tests.store.engines import engine_key, put_engine
 from trtbuild.store import Store, make_record
 from trtbuild.store.resolve import Plan
+from trtbuild.store.statements import put_statement
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "from trtbuild.cli import main; main()"
@@ -110,3 +111,15 @@ def test_what_cannot_be_done_is_said_with_its_exit_code(
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_all_leaves_out_what_nobody_signed_and_says_so(store: Store, tmp_path: Path) -> None:
+    signed = put_engine(store, engine_key("sm_89", 4), b"signed")
+    put_statement(store, signed.blobs[0].sha256, b"statement")
+    (tmp_path / "signed").mkdir()
+    share = f"file://{tmp_path / 'signed'}"
+    done = run("push", "--all", "--to", share, "--store", store.root)
+    assert done.returncode == 0, done.stderr
+    assert "left out: 1 engines that nobody signed" in done.stderr
+    there = [path.name for path in (tmp_path / "signed" / "v1" / "ac").glob("[ep]*/*/*")]
+    assert sorted(there) == sorted((signed.key, signed.blobs[0].sha256))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import pytest
 from tests.store.engines import engine_key, put_engine
 from trtbuild.canonical import digest
 from trtbuild.errors import StoreError, TrustError, UsageError
-from trtbuild.store import Store, find_engine, find_record, make_record
+from trtbuild.store import Store, find_engine, find_record, make_record, resolve
 from trtbuild.store.audit import audit
 from trtbuild.store.collect import Limits, collect
 from trtbuild.store.pins import pin
@@ -196,3 +197,16 @@ def test_records_of_every_kind_that_there_is_are_found_by_their_keys(store: Stor
     for kind in kinds:
         record = store.put(make_record(kind, digest("kind", kind), {"a": 1}, {}))
         assert find_record(store, record.key[:9]) == record
+
+
+def test_a_file_that_may_not_be_read_is_no_traceback(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> str:  # root may read every file
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = tmp_path / "plan"
+    path.write_bytes(b"plan")
+    monkeypatch.setattr(resolve, "sha256_file", refuse)
+    with pytest.raises(UsageError, match="cannot be read: Permission denied"):
+        find_engine(store, str(path))

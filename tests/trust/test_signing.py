@@ -187,3 +187,12 @@ def test_who_signed_an_engine_renews_it_on_another_machine(
     monkeypatch.setenv("TRTBUILD_STATE", str(folder / "new-state"))
     assert sign_report(Store.open(str(folder / "local")), first, signer("nightly", 900)) == ()
     assert len(statements(Store.open(str(folder / "local")), sha256)) > len(before)
+
+
+def test_a_revoked_key_signs_nothing_more_and_the_report_says_so(folder: Path) -> None:
+    run("keys", "trust", "nightly")
+    run("keys", "revoke", "nightly", "--reason", "lost")
+    report = trtbuild.build(recipe(folder), folder / "local")
+    (text,) = unsigned(report)
+    assert "the policy revokes the key 'nightly'" in text
+    assert statements(Store.open(str(folder / "local")), report.engines[0].sha256) == ()

@@ -10,6 +10,8 @@ import typer
 from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trtbuild.store import Record, Store
     from trtbuild.store.tiers.tier import Tier
 
@@ -45,8 +47,8 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
 ) -> None:
     """Send engines, with their reports and statements, to a tier; what is there is skipped.
 
-    Engines that nobody signed are refused: no other user or machine loads them. Run it again
-    after an interruption: it goes on with what is missing.
+    Engines that nobody signed are refused, or left out with --all: nobody else loads them. Run
+    it again after an interruption: it goes on with what is missing.
     """
     from trtbuild.cli.output import print_json, speaker
     from trtbuild.store import Store
@@ -60,7 +62,7 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
     tier = _tier(to)
     records = _chosen(opened, engines or [], everything=everything)
     if not unsigned:
-        _refuse_unsigned(opened, records)
+        records = _signed(opened, records, say=speaker(quiet=quiet) if everything else None)
     identity = read_address(to).identity
     progress = Progress(speaker(quiet=quiet), f"push to {tier.uri}", sum(map(weight, records)))
     sent = Sent()
@@ -210,18 +212,31 @@ def _chosen(store: Store, engines: list[str], *, everything: bool) -> list[Recor
     return all_records(store) if everything else records_of(store, engines)
 
 
-def _refuse_unsigned(store: Store, records: list[Record]) -> None:
+def _signed(
+    store: Store, records: list[Record], say: Callable[[str], None] | None
+) -> list[Record]:
+    """Return ``records`` without unsigned engines, which ``say`` is told; else refuse them."""
     from trtbuild.errors import UsageError
     from trtbuild.store.statements import statements
 
-    subjects = [record.blob("engine").sha256 for record in records if record.kind == "engine"]
-    bare = sorted({sha256[:12] for sha256 in subjects if not statements(store, sha256)})
-    if bare:
+    subjects = {record.blob("engine").sha256 for record in records if record.kind == "engine"}
+    bare = {sha256 for sha256 in subjects if not statements(store, sha256)}
+    if not bare:
+        return records
+    names = ", ".join(sorted(sha256[:12] for sha256 in bare))
+    if say is None or bare == subjects:
         raise UsageError(
-            f"nobody signed {len(bare)} of these engines ({', '.join(bare)}), so that nobody "
-            f"else loads them: expected signed ones. Sign them with 'trtbuild engine RECIPE' "
-            f"and a key (trtbuild keys generate NAME --use), or push them with --unsigned"
+            f"nobody signed {len(bare)} of these engines ({names}), so that nobody else loads "
+            f"them: expected signed ones. Sign them with 'trtbuild engine RECIPE' and a key "
+            f"(trtbuild keys generate NAME --use), or push them with --unsigned"
         )
+    say(f"left out: {len(bare)} engines that nobody signed ({names}); --unsigned sends them")
+    return [
+        record
+        for record in records
+        if not (record.kind == "engine" and record.blob("engine").sha256 in bare)
+        and not (record.kind == "plan" and record.key in bare)
+    ]
 
 
 def _size(count: int) -> str:

@@ -79,7 +79,7 @@ def _not_honored(option: str, asked: list[str]) -> str:
         return ". ".join([told, *why, f"Leave it out, or build with {elsewhere}, which does"])
     known = sorted({known for name in asked for known in backend(name).OPTIONS})
     meant = difflib.get_close_matches(option, known, n=1)
-    guess = f". Did you mean {meant[0]!r}?" if meant else ""
+    guess = f". Did you mean {meant[0]!r}?" if meant else "."
     return f"{told}, nor any other{guess} They honor: {', '.join(known) or 'none'}"
 
 

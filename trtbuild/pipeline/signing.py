@@ -112,6 +112,13 @@ def sign_report(store: Store, report: Report, by: Signer) -> tuple[Finding, ...]
         TrustError: T01, the policy cannot be used.
         StoreError: the store cannot be written.
     """
+    revoked = trust_files.load_policy(trust_files.policy_name("")).revoked_keys()
+    if by.key.public.keyid in revoked:
+        text = (
+            f"nothing was signed: the policy revokes the key {by.name!r}. Sign with another: "
+            "trtbuild keys generate NAME --use"
+        )
+        return (Finding(stage="sign", text=text),)
     found = []
     for engine in report.engines:
         if not engine.verification.passed:

@@ -91,7 +91,14 @@ def find_engine(store: Store, text: str) -> Record:
         return found
     path = Path(text)
     if path.is_file():
-        sha256 = sha256_file(path)
+        try:
+            sha256 = sha256_file(path)
+        except OSError as error:
+            message = (
+                f"{text}: the file cannot be read: {error.strerror}. Give one that you may "
+                "read, or an engine's digest"
+            )
+            raise UsageError(message) from error
         return _engine_of_plan(store, sha256, f"{text} (sha256 {sha256[:_SHOWN_DIGITS]})")
     raise _nothing(store, text)
 
