@@ -21,6 +21,7 @@ from tests.pipeline import models
 from trtbuild.canonical import encode, sha256_file
 from trtbuild.engine import EngineKey, Manifest
 from trtbuild.errors import DataError
+from trtbuild.runtime.admission import admit_measuring
 from trtbuild.store import Store, make_record
 
 if TYPE_CHECKING:
@@ -241,3 +242,4 @@ def test_an_engine_that_another_version_recorded_is_made_again(tmp_path: Path) -
     assert ours is not None
     assert b"fused_layers" not in bytes(kept.value), "the other version finds its own"
     assert ours.read(Manifest).fused_layers == first.fused_layers
+    assert admit_measuring(store, ours.read(Manifest)).data == store.read(first.sha256)

@@ -200,7 +200,7 @@ def admit_measuring(store: Store, manifest: Manifest) -> Measurable:
         TrustError: a check refuses it.
         MissingBackendError: the backend's runtime is not installed.
     """
-    record = store.get("engine", manifest.key)
+    record = store.get("engine", manifest.key, Manifest)
     if record is None or record.read(Manifest) != manifest:
         message = f"engine {manifest.key[:SHOWN_DIGITS]} was lost from the store {store.root}"
         raise BlobLostError(message)
