@@ -9,6 +9,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
 _CHUNK_BYTES = 1 << 20
 
@@ -29,8 +30,13 @@ def digest(tag: str, value: object) -> str:
 
 def sha256_file(path: Path) -> str:
     """Return the sha256 (64 hex digits) of the bytes of a file, read in 1 MiB pieces."""
-    total = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            total.update(chunk)
+        return sha256_open(file)
+
+
+def sha256_open(file: BinaryIO) -> str:
+    """Return the sha256 (64 hex digits) of the rest of an open file, read in 1 MiB pieces."""
+    total = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        total.update(chunk)
     return total.hexdigest()

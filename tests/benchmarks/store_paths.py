@@ -27,8 +27,8 @@ import trtbuild
 from tests.pipeline import models
 from trtbuild.canonical import digest
 from trtbuild.graph.model import read_graph
+from trtbuild.pipeline.file_digests import file_digest
 from trtbuild.recipe import Gates
-from trtbuild.sources.dependencies import file_digest
 from trtbuild.store import Store, make_record
 from trtbuild.store.lease import flight, get_or_make
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 5
 WAKES = 40
+SETTLED_S = 2.1
+"""A file that changed later than that is not remembered."""
 LOAD = """
 import sys
 from trtbuild.store import Store
@@ -62,8 +64,8 @@ def seconds(started: float) -> float:
     return time.perf_counter() - started
 
 
-def keys(folder: Path, mib: int) -> None:
-    """Print how long the digest of a model takes, over hashing its weights alone."""
+def keys(folder: Path, store: Store, mib: int) -> None:
+    """Print how long the digest of a model takes, over hashing its weights alone; and again."""
     data = os.urandom(1 << 20) * mib
     (folder / "weights").write_bytes(data)
     node = helper.make_node("Add", ["x", "w"], ["y"])
@@ -74,6 +76,8 @@ def keys(folder: Path, mib: int) -> None:
     put = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in "xy"]
     graph = helper.make_graph([node], "g", put[:1], put[1:], [weight])
     onnx.save(helper.make_model(graph), folder / "big.onnx")
+    time.sleep(SETTLED_S)
+    file_digest(store, str(folder / "weights"))
     hashed, cold, again = [], [], []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -83,13 +87,14 @@ def keys(folder: Path, mib: int) -> None:
         read_graph(folder / "big.onnx")
         cold.append(seconds(started))
         started = time.perf_counter()
-        file_digest(str(folder / "weights"))
+        file_digest(store, str(folder / "weights"))
         again.append(seconds(started))
     ratios = [a / b for a, b in zip(cold, hashed, strict=True)]
     print(
         f"key of a model of {mib} MiB: {statistics.median(cold):.2f} s, over sha256 alone "
         f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]; again for a "
-        f"full hit {statistics.median(again):.2f} s: nothing is memoized"
+        f"full hit {statistics.median(again) * 1e3:.2f} ms [{min(again) * 1e3:.2f}, "
+        f"{max(again) * 1e3:.2f}]"
     )
 
 
@@ -224,7 +229,7 @@ def main() -> None:
         store = Store.open(str(Path(folder) / "store"))
         waiting(store)
         miss(Path(folder), store)
-        keys(Path(folder), mib)
+        keys(Path(folder), store, mib)
         cold_load(store, mib)
 
 

@@ -15,7 +15,8 @@ import msgspec
 from trtbuild.backends import distributions
 from trtbuild.canonical import digest, encode
 from trtbuild.engine import Manifest, Value
-from trtbuild.sources.dependencies import file_digest, folder_digest
+from trtbuild.pipeline.file_digests import file_digest
+from trtbuild.sources.dependencies import folder_digest
 from trtbuild.store import make_record
 from trtbuild.store.counters import Tally, count
 
@@ -82,7 +83,7 @@ def remember(
     remembered when something has changed since it was recorded: the answer may then belong
     to either state.
     """
-    if _stale(dependencies):
+    if _stale(store, dependencies):
         count(store, Tally(tier="local", kind="memo", outcome="bypass", count=1))
         return
     needed = _look_of(dependencies, engines)
@@ -120,7 +121,7 @@ def _first_key(question: object) -> str:
 
 def _next_key(store: Store, key: str, look: Look) -> str:
     seen = [
-        [[path, file_digest(path)] for path in look.files],
+        [[path, file_digest(store, path)] for path in look.files],
         [[path, folder_digest(path)] for path in look.folders],
         [[name, distributions.version(name)] for name in look.distributions],
         [[engine, _bytes_of(store, engine)] for engine in look.engines],
@@ -133,10 +134,10 @@ def _bytes_of(store: Store, engine: str) -> list[str]:
     return [blob.sha256 for blob in record.blobs] if record else []
 
 
-def _stale(dependencies: Dependencies) -> bool:
-    return any(file_digest(file.path) != file.sha256 for file in dependencies.files) or any(
-        folder_digest(folder.path) != folder.sha256 for folder in dependencies.folders
-    )
+def _stale(store: Store, dependencies: Dependencies) -> bool:
+    return any(
+        file_digest(store, file.path) != file.sha256 for file in dependencies.files
+    ) or any(folder_digest(folder.path) != folder.sha256 for folder in dependencies.folders)
 
 
 def _look_of(dependencies: Dependencies, engines: tuple[str, ...]) -> Look:

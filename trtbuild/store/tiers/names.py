@@ -6,8 +6,8 @@ from trtbuild.store.record import check_digest, check_kind
 
 _SHARD_DIGITS = 2
 
-LOCAL_KINDS = frozenset({"memo", "run"})
-"""Kinds that stay on their machine: a memo names its paths, a run is no record at all."""
+LOCAL_KINDS = frozenset({"file", "memo", "run"})
+"""Kinds that stay on their machine: they name its paths and inodes, and a run is no record."""
 
 
 def travels(kind: str) -> bool:
