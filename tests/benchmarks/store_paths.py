@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from trtbuild.canonical import digest
 from trtbuild.graph.model import read_graph
 from trtbuild.pipeline.file_digests import file_digest
 from trtbuild.recipe import Gates
+from trtbuild.runtime import trust_files
 from trtbuild.store import Store, make_record
 from trtbuild.store.lease import flight, get_or_make
 
@@ -206,6 +208,7 @@ def canary(folder: Path, sha256: str) -> None:
         for number in range(ROUNDS):
             state = folder / f"state-{on}-{number}"
             state.mkdir(mode=0o700)
+            shutil.copytree(trust_files.state_folder() / "made", state / "made")
             done = subprocess.run(
                 [sys.executable, "-c", SESSION, sha256, str(folder / "built"), str(policy)],
                 env={**os.environ, "TRTBUILD_STATE": str(state)},
@@ -226,6 +229,7 @@ def main() -> None:
     mib = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ[trust_files.STATE_VARIABLE] = str(Path(folder) / "state")
         store = Store.open(str(Path(folder) / "store"))
         waiting(store)
         miss(Path(folder), store)
