@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 
 import trtbuild
 from tests.trust.commands import manifest_of, run, signed
@@ -16,6 +18,7 @@ from trtbuild.cli import policy_file
 from trtbuild.errors import TrustError, UsageError
 from trtbuild.pipeline.key_files import load_key, own_keys
 from trtbuild.runtime.trust_files import load_policy
+from trtbuild.trust.keys import KeyFormatError, private_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,3 +98,13 @@ def test_digits_of_two_keys_revoke_neither(monkeypatch: pytest.MonkeyPatch) -> N
     message = run("keys", "revoke", "", code=2)
     assert "names more than one" in message
     assert all(key.keyid in message for key in own_keys().values())
+
+
+def test_a_private_key_of_another_kind_signs_nothing() -> None:
+    pem = Ed448PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    with pytest.raises(KeyFormatError, match="expected an Ed25519 private key"):
+        private_key(pem, b"")
