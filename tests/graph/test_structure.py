@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from tests.graph import models as graphs
 from tests.pipeline import models
-from trtbuild.graph.structure import structure_of
+from trtbuild.graph.structure import load_without_weights, structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,3 +106,27 @@ def test_constants_that_nobody_uses_do_not_count(tmp_path: Path) -> None:
         graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "left"))
 
     assert structure_of(edited(path, change)) == structure_of(path)
+
+
+def test_weights_are_left_out_of_what_inference_reads_and_shapes_are_not(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "g (float[2, 64] x) => (float y) { a = MatMul(x, w) b = Reshape(a, s) y = Mul(b, k) }"
+    )
+    weights = {
+        "w": graphs.normal(64, 64),
+        "s": np.array([1] * 598 + [64, 2], np.int64),
+        "k": graphs.normal(64, 2),
+    }
+    graph = graphs.write(tmp_path / "m.onnx", text, weights)
+    proto = load_without_weights(graph.path)
+    kept = {tensor.name: len(tensor.raw_data) for tensor in proto.graph.initializer}
+    assert kept == {"w": 0, "s": 600 * 8, "k": 64 * 2 * 4}
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in inferred.graph.value_info
+    }
+    assert shapes["a"] == [2, 64]
+    assert shapes["b"] == [1] * 598 + [64, 2]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from trtbuild.errors import BuildError
+from trtbuild.graph.structure import load_without_weights
 
 if TYPE_CHECKING:
     from trtbuild.engine import ShapeRange
@@ -28,7 +29,7 @@ def count_macs(graph: Graph, shapes: tuple[ShapeRange, ...]) -> dict[str, int]:
     Raises:
         BuildError: inference fails altogether.
     """
-    proto = onnx.load(graph.path, load_external_data=False)
+    proto = load_without_weights(graph.path)
     chosen = {item.input: item.opt for item in shapes}
     for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -50,7 +51,7 @@ def count_macs(graph: Graph, shapes: tuple[ShapeRange, ...]) -> dict[str, int]:
 
 def quantizer_names(graph: Graph) -> frozenset[str]:
     """Return the names of the QuantizeLinear and DequantizeLinear nodes of a graph."""
-    proto = onnx.load(graph.path, load_external_data=False)
+    proto = load_without_weights(graph.path)
     kinds = ("QuantizeLinear", "DequantizeLinear")
     return frozenset(node.name for node in proto.graph.node if node.op_type in kinds)
 

@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from trtbuild.errors import BuildError
+from trtbuild.graph.structure import load_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ def operand_precisions(graph: Graph) -> dict[str, str]:
     Raises:
         BuildError: inference fails altogether.
     """
-    proto = onnx.load(graph.path, load_external_data=False)
+    proto = load_without_weights(graph.path)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
