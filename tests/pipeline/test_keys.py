@@ -93,6 +93,14 @@ def moved(recipe: Recipe, folder: Path) -> Recipe:
     return msgspec.structs.replace(recipe, folder=other)
 
 
+def renamed(recipe: Recipe, folder: Path) -> Recipe:
+    """The model has another name, and is named from another folder."""
+    (folder / "elsewhere").mkdir()
+    (folder / "model.onnx").rename(folder / "elsewhere" / "other.onnx")
+    source = msgspec.structs.replace(recipe.source, onnx="elsewhere/other.onnx")
+    return msgspec.structs.replace(recipe, source=source)
+
+
 @pytest.mark.parametrize(
     ("change", "runs"),
     [
@@ -109,6 +117,7 @@ def moved(recipe: Recipe, folder: Path) -> Recipe:
         (keep_float, ["quantize", *LOWERED]),
         (fp16, LOWERED),
         (moved, []),
+        (renamed, []),
     ],
 )
 def test_a_change_runs_what_depends_on_it_and_nothing_else(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +19,7 @@ from trtbuild.engine import ShapeRange, TensorSpec, Value
 from trtbuild.errors import DataError
 from trtbuild.graph.model import files_of, load_model, read_graph, save_model
 from trtbuild.pipeline import memo
-from trtbuild.sources import ExportRequest, source
+from trtbuild.sources import ExportRequest, absolute, source
 from trtbuild.sources.checks import DIGEST_TAG, add_batch, checked, data_digest
 from trtbuild.sources.dependencies import ABSENT, Dependencies
 from trtbuild.sources.provider import load_provider
@@ -28,7 +29,6 @@ from trtbuild.verification.results import Parity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from trtbuild.backends import Session
     from trtbuild.batches import Array, Batch, Provider
@@ -91,10 +91,10 @@ class _SourceQuestion(Value, frozen=True, kw_only=True):
 
 
 class _SourceKey(Value, frozen=True, kw_only=True):
-    """What decides the bytes of the exported graph, wherever the recipe's folder lies.
+    """What decides the bytes of the exported graph, wherever it and the recipe lie.
 
-    Each file counts under its path from that folder: two files that change places are another
-    model. An ONNX file is taken as it is, whatever the profiles and the data.
+    Each file counts under its path from the source's: two files that change places are another
+    model. An ONNX file is taken as it is, whatever its name, the profiles and the data.
     """
 
     framework: str
@@ -151,7 +151,9 @@ def open_data(context: Context) -> Data | None:
         lambda: _digested(load_provider(spec, folder, table.evaluation))
     )
     if provider.metric is not None:
-        info = msgspec.structs.replace(info, metric_sha256=_code_digest(dependencies, folder))
+        info = msgspec.structs.replace(
+            info, metric_sha256=_code_digest(dependencies, _home(spec, folder))
+        )
     answer = _DataAnswer(info=info, dependencies=dependencies)
     memo.remember(context.store, question, dependencies, answer)
     return Data(provider=provider, info=info, dependencies=dependencies)
@@ -355,6 +357,15 @@ def _digested(provider: Provider) -> tuple[Provider, DataInfo]:
     )
 
 
+def _home(location: str, folder: Path) -> Path:
+    """Return the folder of the file that a location names, the recipe's where it names none.
+
+    A model is one model from whichever folder a command names it.
+    """
+    path = absolute(location.rpartition(":")[0] or location, folder)
+    return path.parent if path.is_file() else folder
+
+
 def _content(dependencies: Dependencies, folder: Path) -> tuple[tuple[str, str], ...]:
     """Return path from ``folder`` and digest of each file that was read and was there."""
     return tuple(
@@ -377,10 +388,12 @@ def _source_key(
     packages = {item.name: item.version for item in dependencies.distributions}
     packages |= dict(question.exporters)
     is_file = question.framework == "onnx"
+    own = Path(question.location).name if is_file else ""
+    content = _content(dependencies, _home(question.location, folder))
     return _SourceKey(
         framework=question.framework,
         factory=question.location.rpartition(":")[2] if question.framework == "torch" else "",
-        content=_content(dependencies, folder),
+        content=tuple(("" if name == own else name, sha256) for name, sha256 in content),
         packages=tuple(sorted(packages.items())),
         profiles=() if is_file else question.profiles,
         example=() if is_file else question.example,
