@@ -65,8 +65,9 @@ def optimize(graph: Graph, out: Path) -> tuple[Graph, tuple[PassChange, ...]]:
     common.InlinePass()(model)
     model, raised = raise_opset(model)
     node_names(model)
+    dead = remove_dead_code(model)  # what nobody uses costs inference the square of its number
     infer_shapes(model)
-    changes: dict[str, tuple[str, ...]] = {"raise_opset": raised}
+    changes = {"raise_opset": raised, "remove_dead_code": dead}
     for _ in range(_ROUNDS):
         found = {run.__name__: run(model) for run in PASSES}
         for name, lines in found.items():
