@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import trtbuild
 from tests.cli.running import command
 from tests.store.engines import engine_key, put_engine
+from trtbuild.errors import StoreError
 from trtbuild.store import Store, counters
 from trtbuild.store.automatic import collect_if_asked, parse_size
 
@@ -183,8 +185,12 @@ def test_a_mistyped_store_is_refused_and_not_made(
         ["cache", "pin"],
         ["cache", "push", "--all", "--to", str(tmp_path)],
         ["lock"],
+        *([name, "0123456789ab"] for name in ("inspect", "verify", "bench")),
     ):
         done = command(monkeypatch, capfd, *words, "--store", absent)
         assert done.code == 6, words
         assert done.message.startswith(f"error: no store at {absent}: "), words
         assert not absent.exists(), words
+    with pytest.raises(StoreError, match="no store at"):
+        trtbuild.load("0123456789ab", str(absent))
+    assert not absent.exists()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.running import command
 from tests.pipeline import models
+from trtbuild.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +99,7 @@ def test_a_recipe_of_another_precision_is_refused(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["deadbeefdeadbeef", "zz", "gone.engine", "0" * 64])
 def test_an_unknown_engine_is_told(name: str, run: Run) -> None:
+    Store.open("")
     done = run("verify", name)
     assert (done.code, done.out) == (2, "")
     assert "names nothing" in done.message

@@ -105,10 +105,10 @@ def examine(text: str, store: str) -> Inspected:
     """
     path = Path(text)
     if not path.is_file():
-        return _stored(Store.open(store), text)
+        return _stored(Store.open_existing(store), text)
     if root_of(store).exists():
         try:
-            return _stored(Store.open(store), text)
+            return _stored(Store.open_existing(store), text)
         except UsageError:
             pass  # a file of which the store knows nothing
     return _plan(path) or _onnx(path)

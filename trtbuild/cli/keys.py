@@ -151,7 +151,7 @@ def export_bundle(
     from trtbuild.store.statements import statements
     from trtbuild.trust.bundle import bundles
 
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     sha256 = find_engine(opened, engine).read(Manifest).sha256
     found = bundles(statements(opened, sha256))
     with writing(out, "--out"):

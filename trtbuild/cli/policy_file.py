@@ -14,6 +14,7 @@ from trtbuild.errors import UsageError
 from trtbuild.pipeline.key_files import load_public, own_keys
 from trtbuild.runtime.trust_files import default_policy, load_policy, policy_name
 from trtbuild.store import Store
+from trtbuild.store.location import root_of
 from trtbuild.store.record import is_digest
 from trtbuild.trust.policy import (
     DEVELOPER,
@@ -113,7 +114,9 @@ def _meant(what: str, policy: Policy, store: str) -> tuple[tuple[_Kind, ...], st
 
 def _engines(digits: str, store: str) -> list[str]:
     """Return the digests of the store's engines that begin with these digits."""
-    return Store.open(store).keys("plan", digits)
+    if not root_of(store).exists():
+        return []
+    return Store.open_existing(store).keys("plan", digits)
 
 
 def _read(at: str) -> tuple[Path, str, Policy]:

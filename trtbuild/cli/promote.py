@@ -52,7 +52,7 @@ def promote(  # noqa: PLR0913  one parameter per option is how Typer works
     promotion = Promotion(
         engine=engine, policy=rules, by=signer(name, days), model=model, cosign=cosign
     )
-    release = sign(Store.open(store).settled(), promotion)
+    release = sign(Store.open_existing(store).settled(), promotion)
     if json:
         print_json({"schema": 1, "release": release})
         return

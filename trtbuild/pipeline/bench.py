@@ -66,7 +66,7 @@ def bench(
         MissingBackendError: an engine cannot run on this machine.
         TrustError: an engine is not for the library that is installed here.
     """
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     manifests = _manifests(opened, engines, request)
     fed = {name: feed(manifest, request.wish) for name, manifest in manifests.items()}
     _check_gate(fed, request)

@@ -96,7 +96,7 @@ def verify_engine(
     Raises:
         TrtbuildError: anything that a user must correct.
     """
-    opened = Store.open(store).settled(say)
+    opened = Store.open_existing(store).settled(say)
     manifest = find_engine(opened, engine).read(Manifest)
     given = recipe or recipe_from_json(manifest.recipe)
     if given.quantization.precision != manifest.precision_requested:

@@ -49,7 +49,7 @@ def load(
         StoreError: the store cannot be read.
     """
     check_count("warmup", warmup_runs, 0)
-    opened = Store.open(store)
+    opened = Store.open_existing(store)
     with _counted(opened):
         admitted = admit(opened, str(engine), terms, options)
         session = _opened(admitted, options)
