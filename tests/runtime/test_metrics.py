@@ -71,6 +71,8 @@ def test_a_loaded_engine_is_warmed_counted_and_closed(built: tuple[Path, str]) -
     store, key = built
     with trtbuild.load(key, store, contexts=1, warmup=2) as session:
         assert session.stats.calls == 0
+        with pytest.raises(UsageError, match="expected one of context_waits, "):
+            session.stats.value("calls")  # type: ignore[arg-type]  # what a user may write
         session.run({"x": models.images(1)})
         assert 'trtbuild_latency_seconds_count{backend="onnxruntime"' in metrics.render()
         with pytest.raises(UsageError, match="processor"):

@@ -145,7 +145,7 @@ def test_batches_that_are_wrong_are_told_with_function_and_number(
 @pytest.mark.parametrize(
     ("body", "part"),
     [
-        ("return outputs['nothing']", "KeyError"),
+        ("return outputs['nothing']", "The outputs are scores, more; the batch has label"),
         ("return 0.5", "[n]"),
         ("return 'good'", "str"),
     ],
@@ -156,7 +156,7 @@ def test_a_metric_that_is_wrong_is_a_data_error(body: str, part: str, tmp_path: 
     metric = load_provider("data.py", tmp_path, None).metric
     assert metric is not None
     with pytest.raises(DataError, match=r"data\.py: metric") as caught:
-        metric.score({}, {})
+        metric.score({"scores": np.ones(1), "more": np.ones(1)}, {"label": np.ones(1)})
     assert part in str(caught.value)
 
 

@@ -465,6 +465,7 @@ for _name, _make in {
     "seq_that_is_a_fraction": of_release(seq=1000.5),
     "seq_as_text": of_release(seq="1000"),
     "no_such_day": of_release(expires="2099-02-30T00:00:00Z"),
+    "made_on_no_such_day": of_release(created="2026-02-30T00:00:00Z"),
     "time_with_an_offset": of_release(expires="2099-01-01T00:00:00+00:00"),
     "digest_in_capitals": of_release(gates="A" * 64),
     "no_manifest_among_the_subjects": in_release(lambda s: s["subject"].pop()),
@@ -720,6 +721,9 @@ def of_parameters(change: Callable[[Doc], object]) -> Make:
 
 
 for _name, _make in {
+    "built_on_no_such_day": of_provenance(
+        lambda p: p["runDetails"]["metadata"].update(finishedOn="2026-02-30T00:00:00Z")
+    ),
     "another_build_type": of_provenance(
         lambda p: p["buildDefinition"].update(buildType="urn:other")
     ),

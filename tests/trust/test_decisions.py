@@ -111,12 +111,14 @@ def test_a_pin_is_of_one_engine_for_one_target(subject: Forge) -> None:
 def test_too_few_signatures_are_told_with_who_may_add_them(subject: Forge) -> None:
     by_builder = subject.attempt(None, release=(BUILDER,)).envelopes
     promoted = decided(subject.candidate, by_builder)
-    assert "of the role promoter for this model (none)" in promoted
+    who = "nightly signed it, which is trusted as builder of *"
+    assert f"of the role promoter for the model 'classifier' (none; {who})" in promoted
     assert "trtbuild promote ENGINE" in promoted
     two = decided(subject.candidate, subject.attempt().envelopes, ruled("promoters = 2"))
-    assert "for this model (release): expected 2" in two
+    assert "for the model 'classifier' (release): expected 2" in two
     built = decided(subject.candidate, subject.attempt(None, gates=(NARROW,)).envelopes)
     assert "Let a builder sign it" in built
+    assert "narrow signed it, which is trusted as builder of other-*" in built
 
 
 def test_gates_that_failed_are_named(subject: Forge) -> None:

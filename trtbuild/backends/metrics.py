@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from trtbuild.engine import Value
+from trtbuild.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -111,7 +112,15 @@ class Metrics:
             self._errors[name] = self._errors.get(name, 0) + 1
 
     def value(self, name: Counter) -> float:
-        """Return one counter."""
+        """Return one counter.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        if name not in self._counts:
+            raise UsageError(
+                f"the counter {name!r} of a session: expected one of {', '.join(_COUNTERS)}"
+            )
         return self._asked[name]() if name in self._asked else self._counts[name]
 
     @property

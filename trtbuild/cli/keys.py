@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trtbuild.cli.options import JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from trtbuild.cli.policy_file import Change
 
 app = typer.Typer(
     help="Make signing keys, and say whose signatures count.",
@@ -72,7 +75,13 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
     own, trusted, revoked = own_keys(), keyring(rules).trusted, rules.revoked_keys()
     if json:
         mine = [
-            {"name": each, "keyid": key.keyid, "public": key.text, "used": each == chosen_key()}
+            {
+                "name": each,
+                "keyid": key.keyid,
+                "public": key.text,
+                "used": each == chosen_key(),
+                "revoked": key.keyid in revoked,
+            }
             for each, key in own.items()
         ]
         theirs = [
@@ -83,7 +92,9 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
         return
     typer.echo("your keys:" if own else "you have no keys: trtbuild keys generate NAME")
     for each, key in own.items():
-        typer.echo(f"  {each}  {key.keyid}{'  (signs)' if each == chosen_key() else ''}")
+        words = "  (signs)" if each == chosen_key() else ""
+        words += "  REVOKED" if key.keyid in revoked else ""
+        typer.echo(f"  {each}  {key.keyid}{words}")
         typer.echo(f"    {key.text}")
     typer.echo(f"policy {name}:{'' if trusted else ' trusts no key'}")
     for keyid, trust in trusted.items():
@@ -110,8 +121,11 @@ def trust(
     """Add a key to the policy, which is made if there is none."""
     from trtbuild.cli.policy_file import add_key
 
-    path, keyid = add_key(key, name=name, role=role, models=tuple(models or ("*",)), at=policy)
-    typer.echo(f"{path}: trusts {keyid} as {role} of {', '.join(models or ('*',))}")
+    found = add_key(key, name=name, role=role, models=tuple(models or ("*",)), at=policy)
+    typer.echo(
+        f"{found.path}: trusts {found.digest} as {role} of {', '.join(models or ('*',))}"
+    )
+    _tell(found)
 
 
 @app.command()
@@ -131,8 +145,17 @@ def revoke(
     """Revoke a key or an engine in the policy: nothing of it is loaded from now on."""
     from trtbuild.cli.policy_file import add_revoked
 
-    path, kind, digest = add_revoked(what, reason, policy, store)
-    typer.echo(f"{path}: {kind} {digest} is revoked")
+    found = add_revoked(what, reason, policy, store)
+    typer.echo(f"{found.path}: {found.kind} {found.digest} is revoked")
+    _tell(found)
+
+
+def _tell(change: Change) -> None:
+    if change.is_new:
+        typer.echo(
+            "This policy is new: unsigned engines are no longer loaded, not even those built "
+            'here. unsigned = "local" in it lets these in.'
+        )
 
 
 @app.command("export-bundle")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from trtbuild.cli.installation import Check
 from trtbuild.errors import TrtbuildError
 from trtbuild.pipeline.chosen_key import KEY_VARIABLE, chosen_key
 from trtbuild.pipeline.key_files import load_key
 from trtbuild.runtime.trust_files import POLICY_VARIABLE, load_policy, policy_name
 from trtbuild.trust.policy import DEVELOPER
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 def trust_checks() -> tuple[Check, ...]:
@@ -54,5 +59,21 @@ def _key() -> Check:
         key = load_key(name)
     except TrtbuildError as error:
         return Check(group="trust", name="signing key", state="broken", detail=str(error))
-    detail = f"{name} ({key.public.keyid[:12]}) signs what engine and nightly build"
+    label = f"{name} ({key.public.keyid[:12]})"
+    if key.public.keyid in _revoked():
+        return Check(
+            group="trust",
+            name="signing key",
+            state="broken",
+            detail=f"{label} is revoked in the policy: nothing that it signs is loaded",
+            remedy="trtbuild keys generate NAME --use",
+        )
+    detail = f"{label} signs what engine and nightly build"
     return Check(group="trust", name="signing key", state="ok", detail=detail)
+
+
+def _revoked() -> Collection[str]:
+    try:
+        return load_policy(policy_name("")).revoked_keys()
+    except TrtbuildError:
+        return ()  # the other check tells why

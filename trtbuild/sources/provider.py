@@ -144,7 +144,15 @@ def _metric(module: ModuleType, spec: str, path: Path) -> Metric | None:
 
     def score(outputs: Outputs, batch: Batch) -> npt.NDArray[np.float64]:
         where = f"{spec}: metric"
-        found = _guarded(partial(function, outputs, batch), where, path)
+        try:
+            found = _guarded(partial(function, outputs, batch), where, path)
+        except DataError as error:
+            if not isinstance(error.__cause__, KeyError):
+                raise
+            raise DataError(
+                f"{error}. The outputs are {', '.join(outputs)}; the batch has "
+                f"{', '.join(batch)}"
+            ) from error.__cause__
         return _scores(found, where)
 
     return Metric(name=name, higher_is_better=higher, score=score)

@@ -60,8 +60,8 @@ def check_dims(inputs: tuple[TensorSpec, ...], profiles: tuple[ShapeRange, ...])
     """Compare the axes of a graph with those that the profiles ask for.
 
     Raises:
-        RecipeError: a profile has an unknown input or another rank.
-        ExportError: an axis that should vary is fixed, or fixed at another size.
+        RecipeError: a profile has an unknown input or another rank, or asks for other sizes of
+            an axis that the model fixes.
     """
     specs = {spec.name: spec for spec in inputs}
     check_names(profiles, specs)
@@ -75,10 +75,10 @@ def check_dims(inputs: tuple[TensorSpec, ...], profiles: tuple[ShapeRange, ...])
         for axis, size in enumerate(shape):
             lo, hi = profile.min[axis], profile.max[axis]
             if isinstance(size, int) and not lo == hi == size:
-                raise ExportError(
-                    f"input {profile.input!r}: axis {axis} is fixed at {size} in the model, "
-                    f"but the profile asks for {lo} to {hi}. Fix it at {size} in the profile, "
-                    "or export the model with that axis dynamic"
+                raise RecipeError(
+                    f"{profile_table(profile.input)}: axis {axis} is fixed at {size} in the "
+                    f"model, but the profile asks for {lo} to {hi}. Fix it at {size} in the "
+                    "profile, or export the model with that axis dynamic"
                 )
 
 

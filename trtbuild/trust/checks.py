@@ -137,9 +137,7 @@ def _local(candidate: Candidate, situation: Situation, reasons: list[TrustError]
     """
     wanted = situation.wanted(candidate)
     if wanted != candidate.model:
-        raise _other_model(
-            candidate, f"is unsigned and was built as {candidate.model!r}", wanted
-        )
+        raise _other_model(candidate, "is unsigned and was built", candidate.model, wanted)
     if (
         situation.policy != DEVELOPER_POLICY
     ):  # without a file, who built it named what it carries
@@ -279,16 +277,16 @@ def _check_record(candidate: Candidate) -> None:
 def _check_model(candidate: Candidate, release: Release, situation: Situation) -> None:
     wanted = situation.wanted(candidate)
     if release.model != wanted:
-        raise _other_model(candidate, f"was signed as {release.model!r}", wanted)
+        raise _other_model(candidate, "was signed", release.model, wanted)
 
 
-def _other_model(candidate: Candidate, problem: str, wanted: str) -> TrustError:
+def _other_model(candidate: Candidate, problem: str, name: str, wanted: str) -> TrustError:
     return refusal(
         "T08",
-        f"{candidate.label} {problem}",
+        f"{candidate.label} {problem} as {name!r}",
         f"the model {wanted!r}",
-        "If it is meant to be served under another name than its recipe's, say so: "
-        "trtbuild.load(..., model=NAME), or trtbuild lock ENGINE --model NAME",
+        f"To serve it as {name!r}, say so: trtbuild.load(..., model={name!r}), or trtbuild "
+        f"lock ENGINE --model {name}. Engines of other models are in 'trtbuild cache ls'",
     )
 
 
@@ -323,12 +321,10 @@ def _check_signers(candidate: Candidate, signed: Signed, model: str, rule: Rule)
 
     Elsewhere builders are enough; provenance and gates need them in any case.
     """
-    promoters = signed.names("promoter", model)
     if rule.promoters:
-        check_count(candidate, "release", ("promoter", rule.promoters), promoters)
-    elif not promoters:
-        names = signed.names("builder", model)
-        check_count(candidate, "release", ("builder", rule.builders), names)
+        check_count(candidate, "release", ("promoter", rule.promoters), signed, model)
+    elif not signed.names("promoter", model):
+        check_count(candidate, "release", ("builder", rule.builders), signed, model)
 
 
 # T06, T07

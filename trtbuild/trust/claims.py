@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trtbuild.errors import TrustError
     from trtbuild.trust.candidate import Candidate
     from trtbuild.trust.evidence import Signed
-    from trtbuild.trust.policy import Policy, Rule
+    from trtbuild.trust.policy import Policy, Role, Rule
     from trtbuild.trust.statements import (
         Gates,
         Provenance,
@@ -36,11 +36,17 @@ _NOT_PARAMETERS = "its parameters are not those of a build"
 
 
 def check_count(
-    candidate: Candidate, what: str, needed: tuple[str, int], names: tuple[str, ...]
+    candidate: Candidate, what: str, needed: tuple[Role, int], signed: Signed, model: str
 ) -> None:
     """Refuse (T04) a statement that fewer keys of a role signed than ``needed`` says."""
     role, count = needed
+    names = signed.names(role, model)
     if len(names) < count:
+        others = "".join(
+            f"; {key.name} signed it, which is trusted as {key.role} of {', '.join(key.models)}"
+            for key in signed.signers
+            if key.name not in names
+        )
         remedy = (
             "Let it be promoted: trtbuild promote ENGINE (with --cosign for one more signature)"
             if role == "promoter"
@@ -49,7 +55,7 @@ def check_count(
         raise refusal(
             "T04",
             f"{candidate.label}: its {what} has {len(names)} signatures of the role {role} "
-            f"for this model ({', '.join(names) or 'none'})",
+            f"for the model {model!r} ({', '.join(names) or 'none'}{others})",
             str(count),
             remedy,
         )
@@ -78,8 +84,7 @@ def check_provenance(
     if found is None:
         raise _no_provenance(candidate, "the provenance that its release names is not there")
     provenance, signed = found
-    names = signed.names("builder", release.model)
-    check_count(candidate, "provenance", ("builder", rule.builders), names)
+    check_count(candidate, "provenance", ("builder", rule.builders), signed, release.model)
     _check_subject(candidate, signed)
     definition = provenance.build_definition
     if definition.build_type != BUILD_TYPE:
@@ -135,8 +140,7 @@ def check_gates(
     if found is None:
         raise _no_gates(candidate, "the gates that its release names are not there")
     gates, signed = found
-    names = signed.names("builder", release.model)
-    check_count(candidate, "gates", ("builder", rule.builders), names)
+    check_count(candidate, "gates", ("builder", rule.builders), signed, release.model)
     _check_subject(candidate, signed)
     failed = [gate.name for gate in gates.gates if not gate.passed]
     if failed or not gates.passed:

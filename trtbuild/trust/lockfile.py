@@ -99,3 +99,13 @@ def wrong_lock(name: str, problem: str) -> TrustError:
         "what 'trtbuild lock' writes",
         "Take it from version control again, or remove it and make it anew: trtbuild lock",
     )
+
+
+def no_lock(name: str) -> TrustError:
+    """Return the refusal of a lockfile that is not there."""
+    return refusal(
+        "T02",
+        f"lockfile {name}: there is no such file",
+        "what 'trtbuild lock' writes",
+        "Correct the path, take it from version control, or make it: trtbuild lock",
+    )
