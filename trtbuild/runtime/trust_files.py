@@ -87,7 +87,8 @@ def load_lock(path: Path) -> Lock:
     try:
         data = private_files.read_linked(path, MAX_LOCK_BYTES)
     except OSError as error:
-        raise wrong_lock(str(path), _reason(error)) from error
+        missing = isinstance(error, FileNotFoundError)
+        raise wrong_lock(str(path), _reason(error), missing=missing) from error
     return read_lock(data, str(path))
 
 
