@@ -323,12 +323,10 @@ def _check_signers(candidate: Candidate, signed: Signed, model: str, rule: Rule)
 
     Elsewhere builders are enough; provenance and gates need them in any case.
     """
-    promoters = signed.names("promoter", model)
     if rule.promoters:
-        check_count(candidate, "release", ("promoter", rule.promoters), promoters)
-    elif not promoters:
-        names = signed.names("builder", model)
-        check_count(candidate, "release", ("builder", rule.builders), names)
+        check_count(candidate, "release", ("promoter", rule.promoters), signed, model)
+    elif not signed.names("promoter", model):
+        check_count(candidate, "release", ("builder", rule.builders), signed, model)
 
 
 # T06, T07

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trtbuild.errors import TrustError
     from trtbuild.trust.candidate import Candidate
     from trtbuild.trust.evidence import Signed
-    from trtbuild.trust.policy import Policy, Rule
+    from trtbuild.trust.policy import Policy, Role, Rule
     from trtbuild.trust.statements import (
         Gates,
         Provenance,
@@ -36,20 +36,32 @@ _NOT_PARAMETERS = "its parameters are not those of a build"
 
 
 def check_count(
-    candidate: Candidate, what: str, needed: tuple[str, int], names: tuple[str, ...]
+    candidate: Candidate, what: str, needed: tuple[Role, int], signed: Signed, model: str
 ) -> None:
-    """Refuse (T04) a statement that fewer keys of a role signed than ``needed`` says."""
+    """Refuse (T04) a statement that fewer keys of a role signed than ``needed`` says.
+
+    Keys that the policy trusts otherwise, and that signed it too, are named with their models.
+    """
     role, count = needed
+    names = signed.names(role, model)
     if len(names) < count:
+        others = [each for each in signed.signers if each.role != role or not each.fits(model)]
+        known = "".join(
+            f"; {each.name!r} signed it, but is trusted as {each.role} of "
+            f"{', '.join(each.models)} only"
+            for each in others
+        )
         remedy = (
             "Let it be promoted: trtbuild promote ENGINE (with --cosign for one more signature)"
             if role == "promoter"
             else "Let a builder sign it whose key the policy trusts for this model"
         )
+        if any(each.role == role for each in others):
+            remedy += ", or add the model to those of the key that signed it (in the policy)"
         raise refusal(
             "T04",
             f"{candidate.label}: its {what} has {len(names)} signatures of the role {role} "
-            f"for this model ({', '.join(names) or 'none'})",
+            f"for {model!r} ({', '.join(names) or 'none'}){known}",
             str(count),
             remedy,
         )
@@ -78,8 +90,7 @@ def check_provenance(
     if found is None:
         raise _no_provenance(candidate, "the provenance that its release names is not there")
     provenance, signed = found
-    names = signed.names("builder", release.model)
-    check_count(candidate, "provenance", ("builder", rule.builders), names)
+    check_count(candidate, "provenance", ("builder", rule.builders), signed, release.model)
     _check_subject(candidate, signed)
     definition = provenance.build_definition
     if definition.build_type != BUILD_TYPE:
@@ -135,8 +146,7 @@ def check_gates(
     if found is None:
         raise _no_gates(candidate, "the gates that its release names are not there")
     gates, signed = found
-    names = signed.names("builder", release.model)
-    check_count(candidate, "gates", ("builder", rule.builders), names)
+    check_count(candidate, "gates", ("builder", rule.builders), signed, release.model)
     _check_subject(candidate, signed)
     failed = [gate.name for gate in gates.gates if not gate.passed]
     if failed or not gates.passed:
