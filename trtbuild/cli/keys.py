@@ -72,7 +72,13 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
     own, trusted, revoked = own_keys(), keyring(rules).trusted, rules.revoked_keys()
     if json:
         mine = [
-            {"name": each, "keyid": key.keyid, "public": key.text, "used": each == chosen_key()}
+            {
+                "name": each,
+                "keyid": key.keyid,
+                "public": key.text,
+                "used": each == chosen_key(),
+                "revoked": key.keyid in revoked,
+            }
             for each, key in own.items()
         ]
         theirs = [
@@ -83,7 +89,10 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
         return
     typer.echo("your keys:" if own else "you have no keys: trtbuild keys generate NAME")
     for each, key in own.items():
-        typer.echo(f"  {each}  {key.keyid}{'  (signs)' if each == chosen_key() else ''}")
+        used = "  (signs)" if each == chosen_key() else ""
+        if key.keyid in revoked:
+            used = f"  REVOKED{used and ': nothing is signed with it, make another (--use)'}"
+        typer.echo(f"  {each}  {key.keyid}{used}")
         typer.echo(f"    {key.text}")
     typer.echo(f"policy {name}:{'' if trusted else ' trusts no key'}")
     for keyid, trust in trusted.items():
@@ -107,11 +116,12 @@ def trust(
     ] = None,
     policy: PolicyOption = "",
 ) -> None:
-    """Add a key to the policy, which is made if there is none."""
-    from trtbuild.cli.policy_file import add_key
+    """Add a key to the policy. Where there is none it is made, and refuses unsigned engines."""
+    from trtbuild.cli.policy_file import add_key, told_if_new
 
+    told = told_if_new(policy)
     path, keyid = add_key(key, name=name, role=role, models=tuple(models or ("*",)), at=policy)
-    typer.echo(f"{path}: trusts {keyid} as {role} of {', '.join(models or ('*',))}")
+    typer.echo(f"{path}: trusts {keyid} as {role} of {', '.join(models or ('*',))}{told}")
 
 
 @app.command()
@@ -128,11 +138,15 @@ def revoke(
     policy: PolicyOption = "",
     store: StoreOption = "",
 ) -> None:
-    """Revoke a key or an engine in the policy: nothing of it is loaded from now on."""
-    from trtbuild.cli.policy_file import add_revoked
+    """Revoke a key or an engine in the policy: nothing of it is loaded from now on.
 
+    A policy that is made for it refuses unsigned engines, too.
+    """
+    from trtbuild.cli.policy_file import add_revoked, told_if_new
+
+    told = told_if_new(policy)
     path, kind, digest = add_revoked(what, reason, policy, store)
-    typer.echo(f"{path}: {kind} {digest} is revoked")
+    typer.echo(f"{path}: {kind} {digest} is revoked{told}")
 
 
 @app.command("export-bundle")

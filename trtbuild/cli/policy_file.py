@@ -32,6 +32,18 @@ _Kind = Literal["key", "engine"]
 _DIGITS = re.compile(r"[0-9a-f]{6,64}")
 
 
+def told_if_new(at: str) -> str:
+    """Return what changes once the policy ``at`` is written; empty where there is one."""
+    if os.path.lexists(_path(at)):
+        return ""
+    return (
+        "\nThis policy is new, and refuses unsigned engines: those that you built on this "
+        "machine too, which are\nloaded where there is no policy. Sign them (trtbuild keys "
+        "generate NAME --use, then trtbuild engine\nRECIPE again), or set "
+        'unsigned = "local" in it to load those built here as before.'
+    )
+
+
 def add_key(
     text: str, *, name: str, role: str, models: tuple[str, ...], at: str
 ) -> tuple[Path, str]:
@@ -116,10 +128,14 @@ def _engines(digits: str, store: str) -> list[str]:
     return Store.open(store).keys("plan", digits)
 
 
+def _path(at: str) -> Path:
+    name = policy_name(at)
+    return default_policy() if name == DEVELOPER else Path(name)
+
+
 def _read(at: str) -> tuple[Path, str, Policy]:
     """Return the path, text and content of a policy; a new one where there is none yet."""
-    name = policy_name(at)
-    path = default_policy() if name == DEVELOPER else Path(name)
+    path = _path(at)
     if not os.path.lexists(path):
         return path, NEW_POLICY, read_policy(NEW_POLICY.encode(), str(path))
     policy = load_policy(str(path))

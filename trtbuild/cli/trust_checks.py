@@ -54,5 +54,24 @@ def _key() -> Check:
         key = load_key(name)
     except TrtbuildError as error:
         return Check(group="trust", name="signing key", state="broken", detail=str(error))
-    detail = f"{name} ({key.public.keyid[:12]}) signs what engine and nightly build"
+    label = f"{name} ({key.public.keyid[:12]})"
+    revoked = _revoked()
+    if key.public.keyid in revoked:
+        reason = f" ({revoked[key.public.keyid]})" if revoked[key.public.keyid] else ""
+        return Check(
+            group="trust",
+            name="signing key",
+            state="broken",
+            detail=f"{label} is revoked by the policy{reason}: nothing is signed with it",
+            remedy=f"trtbuild keys generate NAME --use, or {KEY_VARIABLE}=FILE",
+        )
+    detail = f"{label} signs what engine and nightly build"
     return Check(group="trust", name="signing key", state="ok", detail=detail)
+
+
+def _revoked() -> dict[str, str]:
+    """Return what keys the policy revokes, and why; none where it cannot be read."""
+    try:
+        return load_policy(policy_name("")).revoked_keys()
+    except TrtbuildError:  # the policy's own check says it
+        return {}
