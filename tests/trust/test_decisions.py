@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tests.trust.corpus import program
+from tests.trust.attacks.engines import program
 from tests.trust.forge import (
     BUILDER,
     MODEL,
