@@ -155,6 +155,22 @@ def test_stats_say_the_hit_rate_and_write_a_file_for_monitoring(
     assert (done.document["hit_rate"], done.document["hits"]) == (0.75, 3)
     assert file.read_text().endswith("# EOF\n")
     assert "hit rate        75.0%" in cache("stats").out
+    assert "chunks" not in done.document
+
+
+def test_stats_say_on_demand_what_shared_chunks_would_save(store: Store, cache: Cache) -> None:
+    put_engine(store, engine_key("sm_89", 3), bytes(1 << 20))
+    found = cache("stats", "--chunks", "--json", "-q").document["chunks"]
+    assert found["engines"] == {
+        "blobs": 1,
+        "size_bytes": 1 << 20,
+        "distinct_bytes": 1 << 18,
+        "saved_share": 0.75,
+    }
+    done = cache("stats", "--chunks")
+    assert "chunks, engines 1.0 MB in 1 blobs, 262.1 kB in distinct chunks" in done.out
+    assert "would save 75.0%" in done.out
+    assert "chunks: 1 of 1" in done.err
 
 
 def test_a_store_is_collected_by_itself_only_where_the_environment_asks(

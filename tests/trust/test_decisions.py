@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tests.trust.corpus import program
+from tests.trust.attacks.engines import program
 from tests.trust.forge import (
     BUILDER,
     MODEL,
@@ -111,14 +111,14 @@ def test_a_pin_is_of_one_engine_for_one_target(subject: Forge) -> None:
 def test_too_few_signatures_are_told_with_who_may_add_them(subject: Forge) -> None:
     by_builder = subject.attempt(None, release=(BUILDER,)).envelopes
     promoted = decided(subject.candidate, by_builder)
-    who = "nightly signed it, which is trusted as builder of *"
-    assert f"of the role promoter for the model 'classifier' (none; {who})" in promoted
+    assert f"of the role promoter for {MODEL!r} (none); 'nightly' signed it, but " in promoted
+    assert "is trusted as builder of * only" in promoted
     assert "trtbuild promote ENGINE" in promoted
     two = decided(subject.candidate, subject.attempt().envelopes, ruled("promoters = 2"))
-    assert "for the model 'classifier' (release): expected 2" in two
+    assert f"for {MODEL!r} (release): expected 2" in two
     built = decided(subject.candidate, subject.attempt(None, gates=(NARROW,)).envelopes)
-    assert "Let a builder sign it" in built
-    assert "narrow signed it, which is trusted as builder of other-*" in built
+    assert "'narrow' signed it, but is trusted as builder of other-* only" in built
+    assert "or add the model to those of the key" in built
 
 
 def test_gates_that_failed_are_named(subject: Forge) -> None:

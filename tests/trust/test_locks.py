@@ -94,8 +94,6 @@ def test_every_field_of_an_entry_counts(place: Path) -> None:
 def test_a_model_that_is_not_pinned_is_told_with_those_that_are(place: Path) -> None:
     signed(place)
     run("lock")
-    with pytest.raises(TrustError, match=r"there is no such file.*or make it: trtbuild lock"):
-        trtbuild.load("classifier", lock="other.lock")
     with pytest.raises(TrustError, match=r"'clasifier'.*is pinned: classifier") as caught:
         trtbuild.load("clasifier", lock="engines.lock")
     assert caught.value.code == "T02"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tests.trust.corpus import program, rekeyed
+from tests.trust.attacks.cases import rekeyed
+from tests.trust.attacks.engines import program
 from tests.trust.forge import POLICY, forge
 from trtbuild.backends.session import SessionOptions
 from trtbuild.errors import TrustError

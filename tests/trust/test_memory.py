@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.trust.corpus import load, remembered
+from tests.trust.attacks.files import remembered
+from tests.trust.corpus import load
 from tests.trust.forge import (
     MODEL,
     POLICY,

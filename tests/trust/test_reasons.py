@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -117,3 +118,42 @@ def test_cosigning_signs_the_release_that_was_looked_at(place: Path) -> None:
     for envelope in late:
         put_statement(subject.store, subject.candidate.sha256, envelope)
     assert promote(subject.store, promotion).seq == SEQ, "what has expired is no use to anybody"
+
+
+def test_a_new_policy_says_what_it_refuses_from_now_on(place: Path) -> None:
+    engine = manifest_of(place / "store").sha256
+    run("keys", "generate", "nightly")
+    assert works(trtbuild.load(engine))
+    told = run("keys", "trust", "nightly")
+    assert "is new, and refuses unsigned engines" in told
+    with pytest.raises(TrustError, match="T17"):
+        trtbuild.load(engine)
+    policy = place / "config/trtbuild/policy.toml"
+    policy.write_text(policy.read_text().replace('unsigned = "refuse"', 'unsigned = "local"'))
+    assert 'unsigned = "local" in it' in told
+    assert works(trtbuild.load(engine))
+    assert "is new" not in run("keys", "revoke", "nightly")
+    assert "is new" in run("keys", "revoke", engine, "--policy", "other.toml")
+
+
+def test_a_revoked_key_of_ones_own_is_told(place: Path) -> None:
+    run("keys", "generate", "nightly", "--use")
+    run("keys", "generate", "second")
+    run("keys", "revoke", "nightly", "--reason", "laptop lost")
+    shown = run("keys", "list")
+    assert "REVOKED: nothing is signed with it" in shown
+    own = {each["name"]: each for each in json.loads(run("keys", "list", "--json"))["own"]}
+    assert (own["nightly"]["revoked"], own["second"]["revoked"]) == (True, False)
+    told = run("doctor")
+    assert "is revoked by the policy (laptop lost)" in told
+    (place / "config/trtbuild/policy.toml").write_text("broken")
+    assert "signs what engine and nightly build" in run("doctor")
+
+
+def test_a_lockfile_that_is_not_there_is_not_to_be_removed(place: Path) -> None:
+    missing = run("lock", "--check", code=6)
+    assert "lockfile engines.lock: No such file" in missing
+    assert "make it: trtbuild lock" in missing
+    assert "remove" not in missing
+    (place / "engines.lock").write_text("broken")
+    assert "remove it and make it anew" in run("lock", "--check", code=6)

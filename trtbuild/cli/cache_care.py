@@ -171,10 +171,19 @@ def stats(
     ] = None,
     store: StoreOption = "",
     *,
+    chunks: Annotated[
+        bool,
+        typer.Option(
+            "--chunks", help="Read all blobs: what would be saved if they shared chunks?"
+        ),
+    ] = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say how often the store had what was asked for, and what that saved."""
-    from trtbuild.cli.output import print_json, writing
+    from msgspec.structs import asdict
+
+    from trtbuild.cli.output import print_json, speaker, writing
     from trtbuild.store import Store, counters
     from trtbuild.store.metrics import lines, summarize, write
 
@@ -183,10 +192,17 @@ def stats(
     if openmetrics is not None:
         with writing(openmetrics, "--openmetrics"):
             write(openmetrics, found)
+    document, shown = asdict(found), list(lines(found))
+    if chunks:
+        from trtbuild.store import chunks as sharing
+
+        potential = sharing.potential(opened, speaker(quiet=quiet))
+        document["chunks"] = potential
+        shown += sharing.lines(potential)
     if json:
-        print_json(found)
+        print_json(document)
         return
-    for line in lines(found):
+    for line in shown:
         typer.echo(line)
 
 

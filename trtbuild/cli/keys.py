@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from trtbuild.cli.options import JsonOption, StoreOption
-
-if TYPE_CHECKING:
-    from trtbuild.cli.policy_file import Change
 
 app = typer.Typer(
     help="Make signing keys, and say whose signatures count.",
@@ -92,9 +89,10 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
         return
     typer.echo("your keys:" if own else "you have no keys: trtbuild keys generate NAME")
     for each, key in own.items():
-        words = "  (signs)" if each == chosen_key() else ""
-        words += "  REVOKED" if key.keyid in revoked else ""
-        typer.echo(f"  {each}  {key.keyid}{words}")
+        used = "  (signs)" if each == chosen_key() else ""
+        if key.keyid in revoked:
+            used = f"  REVOKED{used and ': nothing is signed with it, make another (--use)'}"
+        typer.echo(f"  {each}  {key.keyid}{used}")
         typer.echo(f"    {key.text}")
     typer.echo(f"policy {name}:{'' if trusted else ' trusts no key'}")
     for keyid, trust in trusted.items():
@@ -118,14 +116,12 @@ def trust(
     ] = None,
     policy: PolicyOption = "",
 ) -> None:
-    """Add a key to the policy, which is made if there is none."""
-    from trtbuild.cli.policy_file import add_key
+    """Add a key to the policy. Where there is none it is made, and refuses unsigned engines."""
+    from trtbuild.cli.policy_file import add_key, told_if_new
 
-    found = add_key(key, name=name, role=role, models=tuple(models or ("*",)), at=policy)
-    typer.echo(
-        f"{found.path}: trusts {found.digest} as {role} of {', '.join(models or ('*',))}"
-    )
-    _tell(found)
+    told = told_if_new(policy)
+    path, keyid = add_key(key, name=name, role=role, models=tuple(models or ("*",)), at=policy)
+    typer.echo(f"{path}: trusts {keyid} as {role} of {', '.join(models or ('*',))}{told}")
 
 
 @app.command()
@@ -142,20 +138,15 @@ def revoke(
     policy: PolicyOption = "",
     store: StoreOption = "",
 ) -> None:
-    """Revoke a key or an engine in the policy: nothing of it is loaded from now on."""
-    from trtbuild.cli.policy_file import add_revoked
+    """Revoke a key or an engine in the policy: nothing of it is loaded from now on.
 
-    found = add_revoked(what, reason, policy, store)
-    typer.echo(f"{found.path}: {found.kind} {found.digest} is revoked")
-    _tell(found)
+    A policy that is made for it refuses unsigned engines, too.
+    """
+    from trtbuild.cli.policy_file import add_revoked, told_if_new
 
-
-def _tell(change: Change) -> None:
-    if change.is_new:
-        typer.echo(
-            "This policy is new: unsigned engines are no longer loaded, not even those built "
-            'here. unsigned = "local" in it lets these in.'
-        )
+    told = told_if_new(policy)
+    path, kind, digest = add_revoked(what, reason, policy, store)
+    typer.echo(f"{path}: {kind} {digest} is revoked{told}")
 
 
 @app.command("export-bundle")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trtbuild.engine import Value
 from trtbuild.errors import UsageError
 from trtbuild.pipeline.key_files import load_public, own_keys
 from trtbuild.runtime.trust_files import default_policy, load_policy, policy_name
@@ -34,20 +33,22 @@ _Kind = Literal["key", "engine"]
 _DIGITS = re.compile(r"[0-9a-f]{6,64}")
 
 
-class Change(Value, frozen=True, kw_only=True):
-    """What was added to a policy file: a key's id or an engine's digest, or what may be either.
+def told_if_new(at: str) -> str:
+    """Return what changes once the policy ``at`` is written; empty where there is one."""
+    if os.path.lexists(_path(at)):
+        return ""
+    return (
+        "\nThis policy is new, and refuses unsigned engines: those that you built on this "
+        "machine too, which are\nloaded where there is no policy. Sign them (trtbuild keys "
+        "generate NAME --use, then trtbuild engine\nRECIPE again), or set "
+        'unsigned = "local" in it to load those built here as before.'
+    )
 
-    ``is_new`` tells that there was no file before, and another policy held.
-    """
 
-    path: Path
-    kind: str
-    digest: str
-    is_new: bool
-
-
-def add_key(text: str, *, name: str, role: str, models: tuple[str, ...], at: str) -> Change:
-    """Trust a key in the policy file ``at``, which is made if there is none.
+def add_key(
+    text: str, *, name: str, role: str, models: tuple[str, ...], at: str
+) -> tuple[Path, str]:
+    """Trust a key in the policy file ``at``; return the file's path and the key's id.
 
     Raises:
         UsageError: it is no key, is trusted already, or name, role or pattern is wrong.
@@ -74,12 +75,12 @@ def add_key(text: str, *, name: str, role: str, models: tuple[str, ...], at: str
             f"{path}: {key.keyid[:12]} is there as {known.name!r} ({known.role} of "
             f"{', '.join(known.models)}): a key has one role. Edit the file to change it"
         )
-    is_new = _append(path, before, key_table(trusted))
-    return Change(path=path, kind="key", digest=key.keyid, is_new=is_new)
+    _append(path, before, key_table(trusted))
+    return path, key.keyid
 
 
-def add_revoked(what: str, reason: str, at: str, store: str = "") -> Change:
-    """Revoke a key or an engine in the policy file ``at``, which is made if there is none.
+def add_revoked(what: str, reason: str, at: str, store: str = "") -> tuple[Path, str, str]:
+    """Revoke a key or an engine; return the file's path, what was revoked, and its digest.
 
     Digits mean the key of the policy or the user, or the engine of ``store``, that begins with
     them, where there is only one. All 64 of something that is not known here are revoked as a
@@ -91,9 +92,8 @@ def add_revoked(what: str, reason: str, at: str, store: str = "") -> Change:
     """
     path, before, policy = _read(at)
     kinds, digest = _meant(what, policy, store)
-    lines = "".join(revoked_table(kind, digest, reason) for kind in kinds)
-    is_new = _append(path, before, lines)
-    return Change(path=path, kind=" or ".join(kinds), digest=digest, is_new=is_new)
+    _append(path, before, "".join(revoked_table(kind, digest, reason) for kind in kinds))
+    return path, " or ".join(kinds), digest
 
 
 def _meant(what: str, policy: Policy, store: str) -> tuple[tuple[_Kind, ...], str]:
@@ -131,25 +131,28 @@ def _engines(digits: str, store: str) -> list[str]:
     return Store.open_existing(store).keys("plan", digits)
 
 
+def _path(at: str) -> Path:
+    name = policy_name(at)
+    return default_policy() if name == DEVELOPER else Path(name)
+
+
 def _read(at: str) -> tuple[Path, str, Policy]:
     """Return the path, text and content of a policy; a new one where there is none yet."""
-    name = policy_name(at)
-    path = default_policy() if name == DEVELOPER else Path(name)
+    path = _path(at)
     if not os.path.lexists(path):
         return path, NEW_POLICY, read_policy(NEW_POLICY.encode(), str(path))
     policy = load_policy(str(path))
     return path, path.read_text("utf-8"), policy
 
 
-def _append(path: Path, before: str, lines: str) -> bool:
-    """Replace the file by one with more lines at its end, all or nothing; tell if it is new.
+def _append(path: Path, before: str, lines: str) -> None:
+    """Replace the file by one with more lines at its end, all or nothing.
 
     Raises:
         UsageError: it cannot be written.
     """
     text = before.rstrip("\n") + "\n" + lines
     read_policy(text.encode(), str(path))
-    is_new = not os.path.lexists(path)
     real = path.resolve()
     draft = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
     try:
@@ -165,4 +168,3 @@ def _append(path: Path, before: str, lines: str) -> bool:
         raise UsageError(f"policy {path}: cannot be written: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
-    return is_new

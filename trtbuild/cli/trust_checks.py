@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trtbuild.cli.installation import Check
 from trtbuild.errors import TrtbuildError
 from trtbuild.pipeline.chosen_key import KEY_VARIABLE, chosen_key
 from trtbuild.pipeline.key_files import load_key
 from trtbuild.runtime.trust_files import POLICY_VARIABLE, load_policy, policy_name
 from trtbuild.trust.policy import DEVELOPER
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 
 def trust_checks() -> tuple[Check, ...]:
@@ -60,20 +55,23 @@ def _key() -> Check:
     except TrtbuildError as error:
         return Check(group="trust", name="signing key", state="broken", detail=str(error))
     label = f"{name} ({key.public.keyid[:12]})"
-    if key.public.keyid in _revoked():
+    revoked = _revoked()
+    if key.public.keyid in revoked:
+        reason = f" ({revoked[key.public.keyid]})" if revoked[key.public.keyid] else ""
         return Check(
             group="trust",
             name="signing key",
             state="broken",
-            detail=f"{label} is revoked in the policy: nothing that it signs is loaded",
-            remedy="trtbuild keys generate NAME --use",
+            detail=f"{label} is revoked by the policy{reason}: nothing is signed with it",
+            remedy=f"trtbuild keys generate NAME --use, or {KEY_VARIABLE}=FILE",
         )
     detail = f"{label} signs what engine and nightly build"
     return Check(group="trust", name="signing key", state="ok", detail=detail)
 
 
-def _revoked() -> Collection[str]:
+def _revoked() -> dict[str, str]:
+    """Return what keys the policy revokes, and why; none where it cannot be read."""
     try:
         return load_policy(policy_name("")).revoked_keys()
-    except TrtbuildError:
-        return ()  # the other check tells why
+    except TrtbuildError:  # the policy's own check says it
+        return {}

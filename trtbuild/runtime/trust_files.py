@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from trtbuild.runtime import private_files
-from trtbuild.trust.lockfile import MAX_LOCK_BYTES, no_lock, read_lock, wrong_lock
+from trtbuild.trust.lockfile import MAX_LOCK_BYTES, read_lock, wrong_lock
 from trtbuild.trust.memory import MAX_MEMORY_BYTES, Memory, read_memory, write_memory
 from trtbuild.trust.policy import (
     DEVELOPER,
@@ -86,10 +86,9 @@ def load_lock(path: Path) -> Lock:
     """
     try:
         data = private_files.read_linked(path, MAX_LOCK_BYTES)
-    except FileNotFoundError as error:
-        raise no_lock(str(path)) from error
     except OSError as error:
-        raise wrong_lock(str(path), _reason(error)) from error
+        missing = isinstance(error, FileNotFoundError)
+        raise wrong_lock(str(path), _reason(error), missing=missing) from error
     return read_lock(data, str(path))
 
 

@@ -141,12 +141,9 @@ def take(store: Store) -> Inventory:
         StoreError: it cannot be read, or holds records of a later version, whose references
             are unknown.
     """
-    found = Inventory()
     used: dict[str, int] = {}
     with explained(store.root):
-        for file in _files(store.top / "cas"):
-            if is_digest(file.name):
-                found.blobs[file.name] = file
+        found = Inventory(blobs=blobs(store))
         for file in _files(store.top / "ac"):
             entry = _entry(store, file, used)
             found.entries[entry.kind, file.name] = entry
@@ -154,6 +151,11 @@ def take(store: Store) -> Inventory:
         entry.used_ns = max(entry.used_ns, used.get(entry.key, 0))
     _pair_plans(found)
     return found
+
+
+def blobs(store: Store) -> dict[str, File]:
+    """Return all blobs of ``store`` by digest; their content is not read."""
+    return {file.name: file for file in _files(store.top / "cas") if is_digest(file.name)}
 
 
 def _files(top: Path) -> Iterator[File]:

@@ -38,24 +38,30 @@ _NOT_PARAMETERS = "its parameters are not those of a build"
 def check_count(
     candidate: Candidate, what: str, needed: tuple[Role, int], signed: Signed, model: str
 ) -> None:
-    """Refuse (T04) a statement that fewer keys of a role signed than ``needed`` says."""
+    """Refuse (T04) a statement that fewer keys of a role signed than ``needed`` says.
+
+    Keys that the policy trusts otherwise, and that signed it too, are named with their models.
+    """
     role, count = needed
     names = signed.names(role, model)
     if len(names) < count:
-        others = "".join(
-            f"; {key.name} signed it, which is trusted as {key.role} of {', '.join(key.models)}"
-            for key in signed.signers
-            if key.name not in names
+        others = [each for each in signed.signers if each.role != role or not each.fits(model)]
+        known = "".join(
+            f"; {each.name!r} signed it, but is trusted as {each.role} of "
+            f"{', '.join(each.models)} only"
+            for each in others
         )
         remedy = (
             "Let it be promoted: trtbuild promote ENGINE (with --cosign for one more signature)"
             if role == "promoter"
             else "Let a builder sign it whose key the policy trusts for this model"
         )
+        if any(each.role == role for each in others):
+            remedy += ", or add the model to those of the key that signed it (in the policy)"
         raise refusal(
             "T04",
             f"{candidate.label}: its {what} has {len(names)} signatures of the role {role} "
-            f"for the model {model!r} ({', '.join(names) or 'none'}{others})",
+            f"for {model!r} ({', '.join(names) or 'none'}){known}",
             str(count),
             remedy,
         )

@@ -91,21 +91,9 @@ def read_lock(data: bytes, name: str) -> Lock:
         raise wrong_lock(name, str(error)) from error
 
 
-def wrong_lock(name: str, problem: str) -> TrustError:
-    """Return the refusal of a lockfile that cannot be used."""
-    return refusal(
-        "T02",
-        f"lockfile {name}: {problem}",
-        "what 'trtbuild lock' writes",
-        "Take it from version control again, or remove it and make it anew: trtbuild lock",
-    )
-
-
-def no_lock(name: str) -> TrustError:
-    """Return the refusal of a lockfile that is not there."""
-    return refusal(
-        "T02",
-        f"lockfile {name}: there is no such file",
-        "what 'trtbuild lock' writes",
-        "Correct the path, take it from version control, or make it: trtbuild lock",
-    )
+def wrong_lock(name: str, problem: str, *, missing: bool = False) -> TrustError:
+    """Return the refusal of a lockfile that cannot be used, or that is not there."""
+    remedy = "Take it from version control again, or remove it and make it anew: trtbuild lock"
+    if missing:
+        remedy = "Correct its path, take it from version control, or make it: trtbuild lock"
+    return refusal("T02", f"lockfile {name}: {problem}", "what 'trtbuild lock' writes", remedy)
