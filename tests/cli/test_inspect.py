@@ -158,6 +158,9 @@ def test_fused_layers_are_counted_of_those_that_are_listed(store: Path) -> None:
     rows = engine_sections("p", with_idle, all_layers=False)[0].rows
     (fused,) = [row[1] for row in rows if row[0] == "fused layers"]
     assert f" of {len(manifest.layers.layers)} do the work" in fused
+    notes = " ".join(engine_sections("p", with_idle, all_layers=False)[-1].notes)
+    others = len(manifest.layers.layers) - sum(each.compute for each in layers.layers)
+    assert f"{others} other layers compute no products 1 more only wait" in notes
 
 
 def cut_short(name: Path, store: Path, *options: str) -> str:

@@ -93,9 +93,6 @@ def _layers(manifest: Manifest, *, all_layers: bool) -> Section:
         notes += _time_notes(layers, shown)
     if len(shown) < len(working):
         notes.append(f"--layers lists all {len(working)}")
-    if all_layers and len(working) < len(layers):
-        idle = len(layers) - len(working)
-        notes.append(f"{idle} more only wait for each other, or work on shapes")
     columns = ["layer", "kind", "asked for", "runs in", "ONNX nodes"]
     rows = [_layer(layer) for layer in shown]
     if timed:
@@ -115,7 +112,10 @@ def _layer_notes(
 ) -> list[str]:
     wanted, layers = manifest.precision_requested, manifest.layers.layers
     done = f"{len(compute) - len(others)} of {len(compute)} compute layers are in {wanted}"
-    notes = [f"{done}; {len(layers) - len(compute)} other layers compute no products"]
+    working = len(_working(layers))
+    notes = [f"{done}; {working - len(compute)} other layers compute no products"]
+    if idle := len(layers) - working:
+        notes.append(f"{idle} more only wait for each other, or work on shapes")
     short = sum(map(fell_short, others))
     kept = sum(not fell_short(layer) for layer in others if layer.requested)
     if short:
