@@ -411,3 +411,13 @@ def test_a_text_that_is_none_is_an_error_when_the_model_is_written(tmp_path: Pat
     path.write_bytes(whole.SerializeToString().replace(b"producer", b"produc\xff\xff"))
     with pytest.raises(SourceError, match="Export or copy it again"):
         optimize(read_graph(path), tmp_path / "o.onnx")
+
+
+def test_a_graph_whose_name_is_no_text_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    """Inference would log a traceback and go on; found by the fuzzer of models."""
+    path = tmp_path / "m.onnx"
+    whole = linear()
+    whole.graph.name = "of a graph"
+    path.write_bytes(whole.SerializeToString().replace(b"of a graph", b"of a gra\xff\xff"))
+    with pytest.raises(SourceError, match="is no UTF-8 text"):
+        read_graph(path)

@@ -163,10 +163,12 @@ def _open_axes(graph: onnx.GraphProto) -> None:
 
 def _texts(graph: onnx.GraphProto) -> Iterator[object]:
     """Yield what must be text; protobuf hands out bytes where it is not."""
-    for item in (*graph.input, *graph.output, *graph.initializer):
+    yield graph.name
+    for item in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield item.name
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
