@@ -166,9 +166,10 @@ def test_what_goes_and_comes_is_told_with_its_size(uri: str, tmp_path: Path) -> 
 
 
 def test_a_wrong_name_is_not_counted_as_an_error_of_the_store(tmp_path: Path) -> None:
+    here = Store.open(str(tmp_path / "store"))
     with pytest.raises(UsageError):
         load("no-such-engine", str(tmp_path / "store"))
-    assert not counters.totals(Store.open(str(tmp_path / "store")))
+    assert not counters.totals(here)
     with pytest.raises(StoreError):
         load("ab" * 32, f"{tmp_path / 'store'},oci://127.0.0.1:9/engines")
     tallies = counters.totals(Store.open(str(tmp_path / "store")))
