@@ -36,7 +36,7 @@ def _policy() -> Check:
         group="trust",
         name="policy",
         state="ok",
-        detail=f"{name}: {len(policy.keys)} keys, {unsigned}",
+        detail=f"{name}: keys trusted: {len(policy.keys)}; {unsigned}",
     )
 
 
