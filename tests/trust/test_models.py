@@ -30,7 +30,8 @@ def test_an_engine_of_two_recipes_is_the_second_ones_where_somebody_says_so(
     with pytest.raises(TrustError, match="the model 'third'") as caught:
         trtbuild.load(engine, model="third")
     assert caught.value.code == "T08"
-    assert "To serve it as 'second', say so" in str(caught.value)
+    assert "was signed as 'classifier' and as 'second'" in str(caught.value)
+    assert "To serve it as 'classifier', say so" in str(caught.value)
 
 
 def test_a_lockfile_pins_an_engine_under_another_name_where_it_is_told(place: Path) -> None:

@@ -137,7 +137,7 @@ def _local(candidate: Candidate, situation: Situation, reasons: list[TrustError]
     """
     wanted = situation.wanted(candidate)
     if wanted != candidate.model:
-        raise _other_model(candidate, "is unsigned and was built", candidate.model, wanted)
+        raise _other_model(candidate, "is unsigned and was built", [candidate.model], wanted)
     if (
         situation.policy != DEVELOPER_POLICY
     ):  # without a file, who built it named what it carries
@@ -184,7 +184,7 @@ def examine(
         lambda: _check_rollback(candidate, release, situation),
         lambda: _check_fresh(candidate, release, rule, situation.now),
         lambda: _check_number(candidate, release, situation.now),
-        lambda: _check_model(candidate, release, situation),
+        lambda: _check_model(candidate, release, evidence, situation),
         lambda: _check_binding(candidate, found),
         lambda: check_provenance(candidate, release, provenance, rule),
         lambda: check_gates(candidate, release, gates, rule),
@@ -274,19 +274,25 @@ def _check_record(candidate: Candidate) -> None:
         )
 
 
-def _check_model(candidate: Candidate, release: Release, situation: Situation) -> None:
+def _check_model(
+    candidate: Candidate, release: Release, evidence: Evidence, situation: Situation
+) -> None:
     wanted = situation.wanted(candidate)
     if release.model != wanted:
-        raise _other_model(candidate, "was signed", release.model, wanted)
+        raise _other_model(candidate, "was signed", evidence.models(), wanted)
 
 
-def _other_model(candidate: Candidate, problem: str, name: str, wanted: str) -> TrustError:
+def _other_model(
+    candidate: Candidate, problem: str, names: Sequence[str], wanted: str
+) -> TrustError:
+    known = " and as ".join(repr(each) for each in names)
     return refusal(
         "T08",
-        f"{candidate.label} {problem} as {name!r}",
+        f"{candidate.label} {problem} as {known}",
         f"the model {wanted!r}",
-        f"To serve it as {name!r}, say so: trtbuild.load(..., model={name!r}), or trtbuild "
-        f"lock ENGINE --model {name}. Engines of other models are in 'trtbuild cache ls'",
+        f"To serve it as {names[0]!r}, say so: trtbuild.load(..., model={names[0]!r}), or "
+        f"trtbuild lock ENGINE --model {names[0]}. Engines of other models are in 'trtbuild "
+        f"cache ls'",
     )
 
 

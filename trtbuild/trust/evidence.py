@@ -75,6 +75,10 @@ class Evidence:
         ]
         return sorted(found, key=lambda pair: (-pair[0].seq, pair[1].digest))
 
+    def models(self) -> list[str]:
+        """Return the models that releases are of, by name."""
+        return sorted({release.model for release, _ in self.releases()})
+
     def provenance(self, digest: str) -> tuple[Provenance, Signed] | None:
         """Return the provenance with this digest."""
         found = self._signed.get(digest)
