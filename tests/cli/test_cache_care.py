@@ -59,7 +59,7 @@ def test_a_pinned_engine_survives_a_collection_and_an_unpinned_one_does_not(
     assert (shown["dry_run"], shown["records"], shown["blobs"]) == (True, 2, 1)
     done = cache("gc", "--high", "0")
     assert done.code == 0
-    assert "removed 2 records and 1 blobs" in done.out
+    assert "removed 2 records and 1 blob" in done.out
     assert "still above --high" in done.out
     assert store.path(kept).exists()
     assert not store.path(gone).exists()

@@ -120,6 +120,6 @@ def test_all_leaves_out_what_nobody_signed_and_says_so(store: Store, tmp_path: P
     share = f"file://{tmp_path / 'signed'}"
     done = run("push", "--all", "--to", share, "--store", store.root)
     assert done.returncode == 0, done.stderr
-    assert "left out: 1 engines that nobody signed" in done.stderr
+    assert "left out: 1 engine that nobody signed" in done.stderr
     there = [path.name for path in (tmp_path / "signed" / "v1" / "ac").glob("[ep]*/*/*")]
     assert sorted(there) == sorted((signed.key, signed.blobs[0].sha256))

@@ -68,3 +68,14 @@ def test_what_was_collected_meanwhile_does_not_count(tmp_path: Path) -> None:
     assert found.sharing() == chunks.Sharing(
         blobs=0, size_bytes=0, distinct_bytes=0, saved_share=0.0
     )
+
+
+def test_a_chunk_is_no_shorter_than_the_least_length(tmp_path: Path) -> None:
+    """Else bytes that end a chunk, repeated, would be a chunk with a digest each time."""
+    data = drawn(1)
+    ending = data[: chunks._cuts(data)[0]][-16:]
+    (tmp_path / "file").write_bytes(ending * 10_000)
+    found = chunks.Chunks()
+    found.add(tmp_path / "file")
+    assert found.size_bytes == 160_000
+    assert found.distinct_bytes > chunks.LEAST_BYTES

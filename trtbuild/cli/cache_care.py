@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption, finite
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from trtbuild.store.collect import Collection
@@ -152,15 +153,17 @@ def verify(
             done = " (now in quarantine)" if fault.repaired else ""
             typer.echo(f"{fault.kind}: {fault.path}: {fault.reason}{done}")
         typer.echo(
-            f"{found.records} records and {found.blobs} blobs are whole, "
-            f"{shown_size(found.size_bytes)}; {found.unnamed_blobs} blobs without a record, "
-            f"{found.newer} records of a later version"
+            f"whole: {counted(found.records, 'record')} and {counted(found.blobs, 'blob')}, "
+            f"{shown_size(found.size_bytes)}; {counted(found.unnamed_blobs, 'blob')} without a "
+            f"record, {counted(found.newer, 'record')} of a later version"
         )
     if not found.sound:
         remedy = (
             "see the reasons above" if repair else "'trtbuild cache verify --repair' sets aside"
         )
-        message = f"store {opened.root}: {len(found.faults)} files are not sound: {remedy}"
+        message = (
+            f"store {opened.root}: not sound: {counted(len(found.faults), 'file')}: {remedy}"
+        )
         raise StoreError(message + ("" if repair else " what is; it is made again when needed"))
 
 
@@ -231,15 +234,15 @@ def _collection_lines(found: Collection) -> list[str]:
     verb = "would remove" if found.dry_run else "removed"
     lines = [
         f"{shown_size(found.before_bytes)} before, {shown_size(found.after_bytes)} after",
-        f"{verb} {found.records} records and {found.blobs} blobs",
+        f"{verb} {counted(found.records, 'record')} and {counted(found.blobs, 'blob')}",
         f"kept by pins {shown_size(found.pinned_bytes)}",
         f"kept as used or made of late {shown_size(found.recent_bytes)}",
     ]
     if found.quarantined or found.temporaries or found.beside:
         lines.append(
-            f"{verb} {found.quarantined} old files of the quarantine, {found.beside} "
-            "checkpoints, statements and marks that belong to nothing, and "
-            f"{found.temporaries} files left by dead processes"
+            f"{verb} {counted(found.quarantined, 'old file')} of the quarantine, "
+            f"{found.beside} checkpoints, statements and marks that belong to nothing, and "
+            f"{counted(found.temporaries, 'file')} left by dead processes"
         )
     lines += [f"pin {name}: its engine is lost" for name in found.broken_pins]
     if not found.small_enough:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,8 +83,9 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
         )
     else:
         typer.echo(
-            f"pushed {len(records)} records to {tier.uri}: {sent.objects} objects "
-            f"({_size(sent.bytes)}) sent, {sent.present} were there"
+            f"pushed {counted(len(records), 'record')} to {tier.uri}: "
+            f"{counted(sent.objects, 'object')} "
+            f"({_size(sent.bytes)}) sent, {sent.present} already there"
         )
     _warn(opened)
 
@@ -152,7 +154,7 @@ def export(  # noqa: PLR0913  one parameter per option is how Typer works
             {"schema": 1, "path": str(out), "records": len(records), "bytes": size_bytes}
         )
     else:
-        typer.echo(f"exported {len(records)} records to {out} ({_size(size_bytes)})")
+        typer.echo(f"exported {counted(len(records), 'record')} to {out} ({_size(size_bytes)})")
     _warn(opened)
 
 
@@ -176,7 +178,10 @@ def import_(
         keys = [{"kind": record.kind, "key": record.key} for record in records]
         print_json({"schema": 1, "path": str(file), "records": keys})
     else:
-        typer.echo(f"imported {len(records)} records from {file}, {len(engines)} engines:")
+        typer.echo(
+            f"imported {counted(len(records), 'record')} from {file}, "
+            f"{counted(len(engines), 'engine')}:"
+        )
         for record in engines:
             typer.echo(f"  {record.blobs[0].sha256}  key {record.key[:12]}")
     _warn(opened)
@@ -230,7 +235,10 @@ def _signed(
             f"them: expected signed ones. Sign them with 'trtbuild engine RECIPE' and a key "
             f"(trtbuild keys generate NAME --use), or push them with --unsigned"
         )
-    say(f"left out: {len(bare)} engines that nobody signed ({names}); --unsigned sends them")
+    say(
+        f"left out: {counted(len(bare), 'engine')} that nobody signed ({names}); --unsigned "
+        f"sends them"
+    )
     return [
         record
         for record in records

@@ -16,6 +16,7 @@ from trtbuild.cli.engine import (
     TrtCacheOption,
 )
 from trtbuild.cli.options import JsonOption, OfflineOption, QuietOption, StoreOption
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from trtbuild.pipeline.partial import Part, TensorRow
@@ -134,7 +135,7 @@ def _write(part: Part, path: Path, method: str, version: str, *, as_json: bool) 
             }
         )
     else:
-        typer.echo(f"{path}: {cache.header}, {len(cache.scales)} scales by {method}")
+        typer.echo(f"{path}: {cache.header}, {counted(len(cache.scales), 'scale')} by {method}")
 
 
 def _fit(part: Part, *, as_json: bool) -> None:

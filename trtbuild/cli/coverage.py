@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from trtbuild.quantization.trt_cache import amax_of
 from trtbuild.report.sections import Column, Section
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from trtbuild.pipeline.caches import Covered, Fitted
@@ -17,8 +18,9 @@ def sections(found: Fitted, *, filled: bool) -> list[Section]:
     ``filled`` is whether calibration data will give the scales that it lacks.
     """
     numbers = ("needed", "in the cache", "by same values", "missing")
+    scales = counted(len(found.cache.scales), "scale")
     summary = Section(
-        title=f"Calibration cache {found.cache.header}: {len(found.cache.scales)} scales",
+        title=f"Calibration cache {found.cache.header}: {scales}",
         columns=(
             Column(name="backend"),
             Column(name="scheme"),

@@ -19,6 +19,7 @@ from trtbuild.quantization.quantize import placement_of
 from trtbuild.quantization.sensitivity import VERSION as SENSITIVITY
 from trtbuild.quantization.sensitivity import sqnr_db
 from trtbuild.report.document import KeptNode, PolicyReport, PolicyTrial
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -199,7 +200,7 @@ class Search:
     def effect(self, kept: frozenset[str]) -> Effect:
         """Return what quantizing everything but ``kept`` does; measured once."""
         if kept not in self._effects:
-            name = f"{len(kept)} node{'' if len(kept) == 1 else 's'} kept"
+            name = f"{counted(len(kept), 'node')} kept"
             self._effects[kept] = self.subject.trials.effects(
                 {name: self.subject.without(kept)}
             )[name]

@@ -16,6 +16,7 @@ from trtbuild.quantization import quantize as quantizer
 from trtbuild.quantization.ranges import load_ranges, ranges_digest, save_ranges
 from trtbuild.store import make_record
 from trtbuild.store.checkpoint import checkpoint
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,13 +110,13 @@ def ranges_of(
     key = digest("ranges/v1", preimage)
 
     def make() -> Record:
-        context.say(f"calibrate {len(tensors)} tensors")
-        counted = _Counted(context, "calibrate", data.info.calibration_samples)
+        context.say(f"calibrate {counted(len(tensors), 'tensor')}")
+        counter = _Counted(context, "calibrate", data.info.calibration_samples)
         saved = checkpoint(context.store, "ranges", key)
         with context.store.scratch() as folder:
             how = calibrate.Collection(
                 work=folder,
-                progress=counted,
+                progress=counter,
                 infinities=infinities,
                 memory_mib=context.recipe.limits.calib_memory_mib,
                 checkpoint=saved,
@@ -124,7 +125,7 @@ def ranges_of(
             save_ranges(found, folder / "ranges.npz")
             blob = context.store.put_file("ranges.npz", folder / "ranges.npz")
         saved.remove()
-        detail = _RangesDetail(sha256=ranges_digest(found), samples=counted.seen)
+        detail = _RangesDetail(sha256=ranges_digest(found), samples=counter.seen)
         return make_record("ranges", key, preimage, detail, (blob,))
 
     record = context.stage("calibrate", "ranges", key, make, _RangesDetail)
@@ -185,7 +186,7 @@ def channel_statistics_of(
             blob = context.store.put_bytes("channels.npz", channels.to_bytes(found))
         return make_record("channels", key, preimage, None, (blob,))
 
-    context.say(f"measure the channels of {len(tensors)} tensors")
+    context.say(f"measure the channels of {counted(len(tensors), 'tensor')}")
     record = context.stage("measure channels", "channels", key, make, object)
     stored = context.store.read(record.blobs[0].sha256)
     return channels.from_bytes(stored), record.blobs[0].sha256

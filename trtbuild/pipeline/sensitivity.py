@@ -24,6 +24,7 @@ from trtbuild.quantization.sensitivity import (
     default_runs,
 )
 from trtbuild.verification.accuracy import outputs_of
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,7 +122,9 @@ def sensitivity(subject: Subject, runs: int = 0) -> Sensitivity:
 
 def _measured(subject: Subject, limit: int) -> Sensitivity:
     trials, plan = subject.trials, subject.plan
-    trials.context.say(f"sensitivity: {len(plan.compute)} nodes at their own outputs")
+    trials.context.say(
+        f"sensitivity: {counted(len(plan.compute), 'node')} at their own outputs"
+    )
     local = local_noise(trials, plan)
     whole = trials.effects({"everything": plan})["everything"]
     done = 0

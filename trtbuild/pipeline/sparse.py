@@ -13,6 +13,7 @@ from trtbuild.graph.patterns import fitting
 from trtbuild.pipeline.source import calibration
 from trtbuild.quantization import input_products, prune
 from trtbuild.report.document import DenseNode, SparsityReport
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +68,7 @@ def sparsified(
             over = input_products.Pass(
                 batches=lambda: calibration(data, graph),
                 work=folder,
-                progress=lambda seen: context.say(f"prune: {seen} samples"),
+                progress=lambda seen: context.say(f"prune: {counted(seen, 'sample')}"),
             )
             found = input_products.second_moments(graph, layers, over)
             return prune.prune(graph, table.keep_dense, found, out)

@@ -29,6 +29,7 @@ from trtbuild.verification.latency import measure, speedup
 from trtbuild.verification.outputs import save_outputs
 from trtbuild.verification.results import MetricEstimate, Speedup, TensorErrors
 from trtbuild.verification.turns import LatencyPlan
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -307,7 +308,7 @@ def _compared(
     sessions: dict[str, Session] = {}
     for name, (built, network) in missing.items():
         sessions[name] = _subject(context, built, network)
-    context.say(f"compare {len(sessions)} engines with the framework")
+    context.say(f"compare {counted(len(sessions), 'engine')} with the framework")
     network = next(iter(missing.values()))[1]
     batches = judging(data, source.graph, network)
     metric = data.provider.metric

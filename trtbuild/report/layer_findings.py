@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtbuild.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -60,7 +62,7 @@ def _groups(layers: Iterable[Layer]) -> list[list[Layer]]:
 def _fell_short(group: Sequence[Layer], total: int, target: Target) -> str:
     asked, got = group[0].requested, group[0].precision
     return (
-        f"{len(group)} of {_count(total, 'compute layer')} {_are(len(group))} asked for in "
+        f"{len(group)} of {counted(total, 'compute layer')} {_are(len(group))} asked for in "
         f"{asked} and computed in {got}: {_named(group)}. {_remedy(asked, target)}"
     )
 
@@ -81,7 +83,7 @@ def _hidden(group: Sequence[Layer], total: int) -> str:
     if not group:
         return ""
     return (
-        f"the precision of {len(group)} of {_count(total, 'compute layer')} is not told: "
+        f"the precision of {len(group)} of {counted(total, 'compute layer')} is not told: "
         f"{_named(group)}. TensorRT compiled them into one, or their shapes are open"
     )
 
@@ -91,7 +93,7 @@ def _quantizing(group: Sequence[Layer], target: Target) -> str:
     if not group or target.backend == "onnxruntime":
         return ""
     return (
-        f"{_count(len(group), 'layer')} only {_verb(len(group), 'quantize')} or "
+        f"{counted(len(group), 'layer')} only {_verb(len(group), 'quantize')} or "
         f"{_verb(len(group), 'dequantize')}{_moved(group)}: {_named(group)}. What stands next "
         f"to them did not take them in: where that is an operator in floating point, quantize "
         f"it too, or keep both in floating point (--keep-float NODE)"
@@ -112,7 +114,7 @@ def _reformatting(layers: Sequence[Layer]) -> str:
         for change, number in sorted(kinds.items(), key=lambda k: -k[1])
     )
     return (
-        f"{_count(len(group), 'layer')} only {_verb(len(group), 'change')} layout or "
+        f"{counted(len(group), 'layer')} only {_verb(len(group), 'change')} layout or "
         f"type{_moved(group)}: {told}. They stand where precisions or layouts meet: fewer "
         f"changes of precision along the network need fewer of them"
     )
@@ -138,7 +140,3 @@ def _verb(number: int, verb: str) -> str:
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

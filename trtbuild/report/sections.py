@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.engine import PACKED, Value
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,13 +66,13 @@ def verdict(report: Report) -> str:
         engine.verification.measured_on == "twin" and engine.verification.samples > 0
         for engine in report.engines
     )
-    engines = _count(len(report.engines), "engine")
+    engines = counted(len(report.engines), "engine")
     if failed:
         line = f"FAILED: {failed} of {engines} failed a gate"
     else:
         line = f"PASSED: {engines}, no gate failed" if report.engines else "PASSED: no engine"
         skipped = sum(g.skipped for each in report.engines for g in each.verification.gates)
-        line += f", {_count(skipped, 'gate')} not judged" if skipped else ""
+        line += f", {counted(skipped, 'gate')} not judged" if skipped else ""
     return f"{line}; {twins} judged by the {TWIN}" if twins else line
 
 
@@ -157,7 +158,7 @@ def _sparsity(report: Report) -> Section:
         dense.setdefault(each.reason, []).append(each.node)
     share = f"{100 * found.weight_share:.1f} % of their weights"
     notes = [
-        f"{len(found.sparse)} of {_count(total, 'layer')}, {share}, by {found.criterion}",
+        f"{len(found.sparse)} of {counted(total, 'layer')}, {share}, by {found.criterion}",
         *(f"dense, since {reason}: {', '.join(nodes)}" for reason, nodes in dense.items()),
     ]
     if any(engine.backend == "onnxruntime" for engine in report.engines):
@@ -413,7 +414,7 @@ def _conditions(latency: LatencyMs) -> str:
     load = (
         "" if latency.load_average is None else f", load average {load_average:.1f} before it"
     )
-    processors = _count(latency.cpu_count, "processor")
+    processors = counted(latency.cpu_count, "processor")
     return f"{latency.samples} timed calls each, {processors}{load}{busy}"
 
 
@@ -496,7 +497,3 @@ def _size(size_bytes: int) -> str:
 
 def _optional(value: float | None, form: str) -> str:
     return _NOTHING if value is None else format(value, form)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

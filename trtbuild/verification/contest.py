@@ -21,6 +21,7 @@ from trtbuild.verification.latency import measure_lanes
 from trtbuild.verification.rates import Rate, RatePlan, Worker, no_graphs, rates
 from trtbuild.verification.results import Latency, Speedup
 from trtbuild.verification.turns import LatencyPlan
+from trtbuild.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +152,7 @@ def _run(
     lanes = {(each.name, way): lane for each in contestants for way, lane in each.lanes.items()}
     keys = {str(index): key for index, key in enumerate(lanes)}
     sizes = {each.name: each.batch_size for each in contestants}
-    say(f"latency: {len(contestants)} engines in turns")
+    say(f"latency: {counted(len(contestants), 'engine')} in turns")
     found = measure_lanes(
         {index: lanes[key] for index, key in keys.items()},
         {index: sizes[key[0]] for index, key in keys.items()},
