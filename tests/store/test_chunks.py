@@ -73,7 +73,7 @@ def test_what_was_collected_meanwhile_does_not_count(tmp_path: Path) -> None:
 def test_a_chunk_is_no_shorter_than_the_least_length(tmp_path: Path) -> None:
     """Else bytes that end a chunk, repeated, would be a chunk with a digest each time."""
     data = drawn(1)
-    ending = data[: chunks._cuts(data)[0]][-16:]
+    ending = data[: chunks._cuts(data)[0]][-16:]  # noqa: SLF001  no other says where one ends
     (tmp_path / "file").write_bytes(ending * 10_000)
     found = chunks.Chunks()
     found.add(tmp_path / "file")
