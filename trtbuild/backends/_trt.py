@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from trtbuild.backends import (
     memory,
     profiles,
@@ -86,7 +88,8 @@ class _Build:
             if hasattr(self._trt, "OnnxParserRefitter"):
                 source = trt_refit.onnx_file(staged.path)
             else:
-                source = trt_refit.arrays(initializers(staged.model, staged.path.parent))
+                model = onnx.load(staged.path, load_external_data=False)
+                source = trt_refit.arrays(initializers(model, staged.path.parent))
             trt_refit.give(self._api, loaded, source, self._request.changed)
             if self._values["strip_plan"]:
                 return plan, ""  # it has no weights: they are given when it is loaded

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
 import onnxruntime as ort
 
 from trtbuild.backends import memory, processor, profiles, staging
@@ -18,6 +17,7 @@ from trtbuild.backends.ort_lowering import SLOW_FUSIONS, fuse_biases
 from trtbuild.backends.ort_session import specs_of
 from trtbuild.engine import BuildRecord
 from trtbuild.errors import BuildError
+from trtbuild.graph.outline import read_outline, write_copy
 
 if TYPE_CHECKING:
     from trtbuild.engine import ShapeRange, Target
@@ -52,10 +52,12 @@ def build(
         PROGRESS.debug("optimizing the graph")
         session = _optimize(graph, staged, out)
     PROGRESS.debug("reading the optimized graph back")
-    optimized = onnx.load(out)
-    if fuse_biases(optimized):
-        onnx.save(optimized, out)
-    layers = read_layers(optimized, staged)
+    optimized = read_outline(out)
+    if fuse_biases(optimized.proto):
+        fused = out.with_name(f"{out.name}.fused")
+        write_copy(optimized, out, fused)
+        fused.replace(out)
+    layers = read_layers(optimized.proto, staged)
     return BuildRecord(
         layers=layers,
         inputs=specs_of(session.get_inputs()),

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from trtbuild.backends import staging
 from trtbuild.errors import BuildError
 from trtbuild.graph.content import tensors
+from trtbuild.graph.outline import fill, read_outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,16 +40,19 @@ _INTEGERS = frozenset(
         onnx.TensorProto.UINT64,
     }
 )
+_OTHERS = frozenset(onnx.TensorProto.DataType.values()) - _INTEGERS
 
 
 def check(graph: Graph) -> onnx.ModelProto:
-    """Return the model of ``graph`` without its external data, after the checks of any backend.
+    """Return the model of ``graph``, as staged, after the checks of any backend.
+
+    It lacks its external data, and large weights that are no integers.
 
     Raises:
         BuildError: the model is invalid or holds what kills a builder; the message names the
         node.
     """
-    model = staging.read(graph.path)
+    model = fill(staging.read(graph.path), graph.path, but=_OTHERS)
     _check_onnx(graph.path, model)
     _check_sizes(graph.path, model)
     values = constants(model)
@@ -104,14 +108,21 @@ def _is_integer_zero(tensor: onnx.TensorProto) -> bool:
 
 
 def _check_onnx(path: Path, model: onnx.ModelProto) -> None:
-    """Run onnx's checker, less its rule that an output has a shape: no library needs one."""
-    for output in model.graph.output:
-        output.type.tensor_type.shape.SetInParent()
+    """Run onnx's checker, less its rule that an output has a shape: no library needs one.
+
+    It is given the path where it can be: a model is serialized for it, weights and all.
+    """
+    subject: str | onnx.ModelProto = str(path)
+    lacks = any(not each.type.tensor_type.HasField("shape") for each in model.graph.output)
     external = any(
         tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(model)
     )
+    if lacks and not external:
+        subject = fill(read_outline(path), path)
+        for output in subject.graph.output:
+            output.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(str(path) if external else model)
+        onnx.checker.check_model(subject)
     except onnx.checker.ValidationError as error:
         message = (
             f"{path}: not valid ONNX: {' '.join(str(error).split())}. Export the model again, "

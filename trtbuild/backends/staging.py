@@ -22,13 +22,15 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 
 from trtbuild.errors import BuildError
-from trtbuild.graph.content import content_digest, open_regular, subgraphs, tensors
+from trtbuild.graph.content import content_digest, subgraphs, tensors
+from trtbuild.graph.outline import read_outline, write_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from trtbuild.graph import Graph
+    from trtbuild.graph.outline import Outline
 
 _COPY_BYTES = 8 << 20
 _STAGED_NAME = re.compile(r"onnx_node_(\d+)(?!\d)")
@@ -47,7 +49,7 @@ class Staged:
     """A private copy of a model.
 
     ``nodes`` are the user's nodes by staged name, in the graph's order. ``model`` is the staged
-    model without the data that lies outside of its file.
+    model without its large weights and without the data that lies outside of its file.
     """
 
     path: Path
@@ -62,15 +64,14 @@ class Staged:
         )
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Return the model in ``path`` without its external data.
+def read(path: Path) -> Outline:
+    """Return the model in ``path`` without its large weights and its external data.
 
     Raises:
         BuildError: the file is no ONNX model.
     """
     try:
-        with open_regular(path) as file:
-            model = onnx.load_model_from_string(file.read())
+        outline = read_outline(path)
     except DecodeError as error:
         message = (
             f"{path}: not an ONNX model, or a truncated one ({error}): export or copy it again"
@@ -79,10 +80,11 @@ def read(path: Path) -> onnx.ModelProto:
     except OSError as error:
         message = f"{path}: cannot read the model: {error.strerror}"
         raise BuildError(message) from error
-    if not model.graph.node and not model.graph.output:
+    graph = outline.proto.graph
+    if not graph.node and not graph.output:
         message = f"{path}: holds no ONNX graph (no nodes, no outputs): export or copy it again"
         raise BuildError(message)
-    return model
+    return outline
 
 
 def stage(graph: Graph, folder: Path, limit_bytes: int = sys.maxsize) -> Staged:
@@ -98,26 +100,32 @@ def stage(graph: Graph, folder: Path, limit_bytes: int = sys.maxsize) -> Staged:
         SourceError: a tensor's data is missing or not of its size.
     """
     path = graph.path
-    model = read(path)
+    outline = read(path)
+    model = outline.proto
     folder.mkdir(mode=0o700)
     _Copies(path, folder, limit_bytes - path.stat().st_size).copy_all(model)
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    sha256 = content_digest(copied, folder / "model.onnx")
+    nodes = _renamed(model)
+    copy = folder / "model.onnx"
+    sha256 = content_digest(copied, copy, write_copy(outline, path, copy).places)
     if sha256 != graph.sha256:
         message = (
             f"{path}: the model or its data changed while it was built: its digest is "
             f"{sha256[:12]}, expected {graph.sha256[:12]}. Run the command again"
         )
         raise BuildError(message)
+    return Staged(path=copy, model=model, nodes=nodes)
+
+
+def _renamed(model: onnx.ModelProto) -> dict[str, Node]:
+    """Give every node of ``model`` a staged name, and return by it what it was."""
     nodes = {}
     for index, node in enumerate(all_nodes(model)):
         staged_name = f"onnx_node_{index}"
         nodes[staged_name] = Node(name=user_name(node), operator=node.op_type)
         node.name = staged_name
-    copy = folder / "model.onnx"
-    onnx.save(model, copy)
-    return Staged(path=copy, model=model, nodes=nodes)
+    return nodes
 
 
 def user_name(node: onnx.NodeProto) -> str:

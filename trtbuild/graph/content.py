@@ -8,6 +8,7 @@ import math
 import os
 import stat
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 import onnx
@@ -17,7 +18,7 @@ from trtbuild.errors import SourceError
 from trtbuild.graph.snapshots import is_blob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _CHUNK_BYTES = 1 << 20
 
@@ -35,13 +36,19 @@ _DATA_FIELDS = (
 )
 """What the digest of a tensor's bytes stands for, and what does not count."""
 
+_NOWHERE: Mapping[int, tuple[int, int]] = MappingProxyType({})
 
-def content_digest(proto: onnx.ModelProto, path: Path) -> str:
+
+def content_digest(
+    proto: onnx.ModelProto, path: Path, places: Mapping[int, tuple[int, int]] = _NOWHERE
+) -> str:
     """Return the sha256 of the model in ``path``; uses up ``proto``, which is changed.
 
     Each tensor's bytes are replaced by their sha256 before the rest is serialized, so inline
     and external weights of equal content are equal, and memory does not grow with external
-    data. Producer, documentation, metadata and inferred types do not count.
+    data. ``places`` has the offset and length of raw data that ``proto`` lacks and ``path``
+    has, by the initializer's index. Producer, documentation, metadata and inferred types do
+    not count.
 
     Raises:
         SourceError: a tensor's data is missing, outside the folder, or not of its size.
@@ -49,8 +56,8 @@ def content_digest(proto: onnx.ModelProto, path: Path) -> str:
     for field in ("producer_name", "producer_version", "doc_string", "model_version", "domain"):
         proto.ClearField(field)
     proto.ClearField("metadata_props")
-    for tensor in tensors(proto):
-        digest = _tensor_digest(tensor, path)
+    for index, tensor in enumerate(tensors(proto)):  # the initializers come first
+        digest = _tensor_digest(tensor, path, places.get(index))
         for field in _DATA_FIELDS:
             tensor.ClearField(field)
         tensor.raw_data = digest
@@ -151,7 +158,9 @@ def _text(found: object) -> str:
     return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
 
-def _tensor_digest(tensor: onnx.TensorProto, path: Path) -> bytes:
+def _tensor_digest(
+    tensor: onnx.TensorProto, path: Path, place: tuple[int, int] | None
+) -> bytes:
     """Return sha256 over the tensor's bytes, little-endian as ONNX stores raw data."""
     what = f"{path}: tensor {tensor.name!r}"
     if tensor.data_type == onnx.TensorProto.STRING:
@@ -159,12 +168,17 @@ def _tensor_digest(tensor: onnx.TensorProto, path: Path) -> bytes:
     size_bytes = _size_bytes(tensor, what)
     if _is_external(tensor):
         return _external_digest(tensor, path, size_bytes)
-    data = tensor.raw_data if tensor.HasField("raw_data") else _packed(tensor, what)
-    if len(data) != size_bytes:
+    data = b""
+    if place is None:
+        data = tensor.raw_data if tensor.HasField("raw_data") else _packed(tensor, what)
+    length = len(data) if place is None else place[1]
+    if length != size_bytes:
         raise SourceError(
-            f"{what} has {len(data)} bytes of data, but its type and shape "
+            f"{what} has {length} bytes of data, but its type and shape "
             f"{list(tensor.dims)} need {size_bytes}; export the model again"
         )
+    if place is not None:
+        return _file_digest(path, *place, what)
     return hashlib.sha256(data).digest()
 
 

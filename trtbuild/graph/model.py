@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 from onnx_ir.passes import common
@@ -12,11 +11,16 @@ from onnx_ir.passes import common
 from trtbuild.engine import TensorSpec
 from trtbuild.errors import SourceError
 from trtbuild.graph import Graph
-from trtbuild.graph.content import content_digest, external_locations, open_regular
+from trtbuild.graph.content import content_digest, external_locations
+from trtbuild.graph.outline import fill, read_outline, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import onnx
+
+    from trtbuild.graph.outline import Outline
 
 _INLINE_LIMIT_BYTES = 1 << 30
 """Weights above this go beside the file; protobuf itself ends at 2 GiB."""
@@ -36,11 +40,13 @@ def read_graph(path: Path) -> Graph:
         SourceError: the file cannot be read or is no ONNX, or its external data is missing,
             short or outside its folder.
     """
-    proto = _parse(path)
+    outline = _outline(path)
+    proto = outline.proto
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = tuple(_spec(v, path) for v in proto.graph.input if v.name not in constants)
     outputs = tuple(_spec(v, path) for v in proto.graph.output)
-    return Graph(path=path, sha256=content_digest(proto, path), inputs=inputs, outputs=outputs)
+    sha256 = content_digest(proto, path, outline.places)
+    return Graph(path=path, sha256=sha256, inputs=inputs, outputs=outputs)
 
 
 def load_model(path: Path) -> ir.Model:
@@ -49,7 +55,7 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         SourceError: the file cannot be read or is no sound ONNX.
     """
-    proto = _parse(path)
+    proto = fill(_outline(path), path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx-ir raises what it stumbles over: KeyError, TypeError ...
@@ -80,7 +86,10 @@ def save_model(model: ir.Model, path: Path) -> Graph:
         # onnx-ir would write the old location, which means nothing in another folder.
         ir.external_data.load_to_model(model)
     try:
-        ir.save(model, path, external_data=external)
+        if external is None:
+            write_model(ir.to_proto(model), path)
+        else:
+            ir.save(model, path, external_data=external)
     except ir.serde.SerdeError as error:  # a text that is none, somewhere in a damaged file
         reason = " ".join(str(error.__cause__ or error).split())[:_REASON_CHARACTERS]
         raise SourceError(
@@ -91,7 +100,7 @@ def save_model(model: ir.Model, path: Path) -> Graph:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return the ONNX file and the files of external data that it names, in order of use."""
-    return (path, *(path.parent / name for name in external_locations(_parse(path))))
+    return (path, *(path.parent / name for name in external_locations(_outline(path).proto)))
 
 
 def _load_attributes(model: ir.Model) -> None:
@@ -123,21 +132,18 @@ def node_names(model: ir.Model) -> None:
         node.name = name
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _outline(path: Path) -> Outline:
     try:
-        with open_regular(path) as file:
-            data = file.read()
+        outline = read_outline(path)
     except OSError as error:
         raise SourceError(
             f"{path}: cannot read the ONNX file: {error.strerror}. Give the path of a file"
         ) from error
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(data)
     except DecodeError as error:
         raise SourceError(
             f"{path}: not an ONNX file, or cut short: {error}. Export the model again"
         ) from error
+    proto = outline.proto
     if not proto.graph.node and not proto.graph.output:
         raise SourceError(
             f"{path}: holds no ONNX graph (it is empty, or another kind of file). "
@@ -150,7 +156,7 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"Export or copy it again"
         )
     _open_axes(proto.graph)
-    return proto
+    return outline
 
 
 def _open_axes(graph: onnx.GraphProto) -> None:

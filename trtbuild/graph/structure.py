@@ -9,6 +9,7 @@ import onnx
 
 from trtbuild.engine import Value
 from trtbuild.graph.content import content_digest, subgraphs, tensors
+from trtbuild.graph.outline import fill, read_outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,8 +49,9 @@ def structure_of(path: Path) -> Structure:
     Raises:
         SourceError: a tensor's data is missing, outside the folder, or not of its size.
     """
-    proto = onnx.load(path, load_external_data=False)
-    content_digest(proto, path)  # leaves the digest of each tensor in its place
+    outline = read_outline(path)
+    proto = outline.proto
+    content_digest(proto, path, outline.places)  # leaves the digest of each tensor in its place
     used = {name for node in _nodes(proto.graph.node) for name in node.input}
     used |= {value.name for value in proto.graph.output}
     weights = {}
@@ -75,7 +77,7 @@ def load_without_weights(path: Path) -> onnx.ModelProto:
 
     For inference, which would copy all values three times: of 800 MB that is 8 s and 3 GiB.
     """
-    proto = onnx.load(path, load_external_data=False)
+    proto = fill(read_outline(path), path, but=_WEIGHTS)
     for tensor in tensors(proto):
         if tensor.data_type in _WEIGHTS and tensor.ByteSize() > _SMALL_BYTES:
             for values in ("raw_data", "float_data", "double_data", "int32_data"):

@@ -105,9 +105,8 @@ def put_weights(store: Store, graph: Graph, folder: Path) -> Blob:
         BuildError: it is larger than one ONNX file can be.
     """
     staged = staging.stage(graph, folder / WEIGHTS)
-    model = staged.model
     try:
-        onnx.external_data_helper.load_external_data_for_model(model, str(staged.path.parent))
+        model = onnx.load(staged.path)
         data = model.SerializeToString() if model.ByteSize() < _MOST_BYTES else b""
     except ValueError:  # protobuf's own limit
         data = b""

@@ -87,7 +87,7 @@ def load_lock(path: Path) -> Lock:
     try:
         data = private_files.read_linked(path, MAX_LOCK_BYTES)
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         raise wrong_lock(str(path), _reason(error), missing=missing) from error
     return read_lock(data, str(path))
 

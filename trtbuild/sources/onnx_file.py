@@ -15,6 +15,7 @@ from trtbuild.backends.ort_session import open_graph
 from trtbuild.errors import SourceError
 from trtbuild.graph.content import external_locations
 from trtbuild.graph.model import load_model, read_graph
+from trtbuild.graph.outline import read_outline
 from trtbuild.sources import absolute
 from trtbuild.sources.shapes import check_dims
 from trtbuild.sources.snapshot import plain
@@ -120,7 +121,7 @@ def _modern(path: Path) -> onnx.ModelProto | None:
 
     Models whose weights lie in other files are left as they are: the checker needs those.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = read_outline(path).proto
     constants = {tensor.name for tensor in model.graph.initializer}
     listed = {value.name for value in model.graph.input}
     is_old = model.ir_version < _FREE_INITIALIZERS and not constants <= listed
@@ -129,6 +130,7 @@ def _modern(path: Path) -> onnx.ModelProto | None:
     )
     if not (is_old or lacks_shapes) or external_locations(model):
         return None
+    model = onnx.load(path, load_external_data=False)
     if is_old:
         inputs = [value for value in model.graph.input if value.name not in constants]
         del model.graph.input[:]
