@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -123,3 +124,68 @@ def test_all_leaves_out_what_nobody_signed_and_says_so(store: Store, tmp_path: P
     assert "left out: 1 engine that nobody signed" in done.stderr
     there = [path.name for path in (tmp_path / "signed" / "v1" / "ac").glob("[ep]*/*/*")]
     assert sorted(there) == sorted((signed.key, signed.blobs[0].sha256))
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """A share with another build of the key that ``store`` has, from another host."""
+    other = Store.open(str(tmp_path / "other"))
+    put_engine(other, engine_key("sm_89", 3), b"theirs")
+    (tmp_path / "share").mkdir()
+    done = run("push", "--all", "--unsigned", "--to", tmp_path / "share", "--store", other.root)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "share"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+THEIRS = hashlib.sha256(b"theirs").hexdigest()
+
+
+def test_a_second_build_of_a_key_is_not_pushed_and_nothing_of_it(
+    store: Store, share: Path
+) -> None:
+    before = names(share)
+    put_statement(store, store.keys("plan", "")[0], b"statement")
+    more = put_engine(store, engine_key("sm_89", 4), b"more")
+    done = run("push", "--all", "--unsigned", "--to", share, "--store", store.root)
+    assert done.returncode == 6
+    assert f"has another build of engine {store.keys('plan', '')[1][:12]}" in done.stderr
+    assert f"cache pull {THEIRS} --from" in done.stderr
+    assert "pushed 2 records" in done.stdout
+    assert names(share) - before == {more.key, more.blobs[0].sha256}
+
+
+def test_a_build_that_is_asked_for_takes_the_place_of_ours(store: Store, share: Path) -> None:
+    ours = store.keys("plan", "")[0]
+    for _ in range(2):
+        done = run("pull", THEIRS[:8], "--from", share, "--store", store.root, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["sha256"] == THEIRS
+    assert store.keys("plan", "") == [THEIRS]
+    assert store.read(THEIRS) == b"theirs"
+    assert run("verify", "--store", store.root).returncode == 0
+    assert run("show", THEIRS, "--store", store.root).returncode == 0
+    assert run("show", ours, "--store", store.root).returncode == 2
+
+
+@pytest.mark.usefixtures("share")
+def test_an_archive_brings_its_own_build_too(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "other.tar"
+    run("export", "--all", "--out", file, "--store", tmp_path / "other")
+    done = run("import", file, "--store", store.root)
+    assert done.returncode == 0, done.stderr
+    assert f"{THEIRS[:12]} takes the place of" in done.stderr
+    assert THEIRS in done.stdout
+    assert store.keys("plan", "") == [THEIRS]
+
+
+def test_a_pinned_build_gives_way_to_none(store: Store, share: Path) -> None:
+    ours = store.keys("plan", "")[0]
+    run("pin", ours, "--name", "prod/model", "--store", store.root)
+    done = run("pull", THEIRS, "--from", share, "--store", store.root)
+    assert done.returncode == 2
+    assert "trtbuild cache unpin prod/model" in done.stderr
+    assert store.keys("plan", "") == [ours]

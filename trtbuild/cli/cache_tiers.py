@@ -48,15 +48,17 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
 ) -> None:
     """Send engines, with their reports and statements, to a tier; what is there is skipped.
 
-    Engines that nobody signed are refused, or left out with --all: nobody else loads them. Run
-    it again after an interruption: it goes on with what is missing.
+    Engines that nobody signed are refused, or left out with --all: nobody else loads them. One
+    of which the tier has another build is refused (6). Run it again after an interruption: it
+    goes on with what is missing.
     """
     from trtbuild.cli.output import print_json, speaker
     from trtbuild.store import Store
     from trtbuild.store.tiers.address import read_address
     from trtbuild.store.tiers.progress import Progress
-    from trtbuild.store.tiers.transfer import Sent, weight
-    from trtbuild.store.tiers.transfer import push as send
+    from trtbuild.store.tiers.rivals import push_builds
+    from trtbuild.store.tiers.tier import TierError
+    from trtbuild.store.tiers.transfer import weight
     from trtbuild.store.unsent import forget
 
     opened = Store.open_existing(store).here
@@ -66,16 +68,15 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
         records = _signed(opened, records, say=speaker(quiet=quiet) if everything else None)
     identity = read_address(to).identity
     progress = Progress(speaker(quiet=quiet), f"push to {tier.uri}", sum(map(weight, records)))
-    sent = Sent()
+    number, sent, rivals = push_builds(tier, opened, records, progress.add)
     for record in records:
-        sent += send(tier, opened, record, progress.add)
         forget(opened, identity, record.kind, record.key)
     if json:
         print_json(
             {
                 "schema": 1,
                 "to": tier.uri,
-                "records": len(records),
+                "records": number,
                 "objects_sent": sent.objects,
                 "objects_present": sent.present,
                 "bytes_sent": sent.bytes,
@@ -83,11 +84,13 @@ def push(  # noqa: PLR0913  one parameter per option is how Typer works
         )
     else:
         typer.echo(
-            f"pushed {counted(len(records), 'record')} to {tier.uri}: "
+            f"pushed {counted(number, 'record')} to {tier.uri}: "
             f"{counted(sent.objects, 'object')} "
             f"({_size(sent.bytes)}) sent, {sent.present} already there"
         )
     _warn(opened)
+    if rivals:
+        raise TierError("; ".join(map(str, rivals)))
 
 
 def pull(

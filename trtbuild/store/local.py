@@ -29,7 +29,14 @@ from trtbuild.errors import StoreError
 from trtbuild.store import counters
 from trtbuild.store.guard import mark_used, mark_wanted, publishing
 from trtbuild.store.location import is_offline, locate, prepare, require_store
-from trtbuild.store.publish import draft, explained, link_new, require_room, set_aside
+from trtbuild.store.publish import (
+    draft,
+    explained,
+    link_new,
+    require_room,
+    set_aside,
+    sync_folders,
+)
 from trtbuild.store.reader import BlobLostError, digest_file, file_fault, read_file
 from trtbuild.store.record import (
     Blob,
@@ -234,6 +241,36 @@ class Store:
                     if self._link_record(written.path, record, shape):
                         return record
         raise self._contended(next(record_paths(self.top, record.kind, record.key)))
+
+    def replace(self, record: Record) -> None:
+        """Store ``record`` durably, in the place of the one that its key has, if it has one.
+
+        For what a user asks for by name. A result that was computed twice is :meth:`put`.
+
+        Raises:
+            StoreError: a blob that it names is not stored, or the store cannot be written.
+        """
+        with explained(self.root), publishing(self.top):
+            former = self._load(record.kind, record.key, object)
+            if former is not None and self._has_blobs(record):
+                for blob in record.blobs:
+                    mark_wanted(self.path(blob.sha256))
+                with draft(self.top / "tmp", [encode_record(record)]) as written:
+                    written.path.replace(former[1])
+                sync_folders(former[1].parent, self.top)
+                return
+        self.put(record)
+
+    def forget(self, kind: str, key: str) -> None:
+        """Remove the record of ``key``, if there is one; its blobs stay until a collection.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with explained(self.root), publishing(self.top):
+            found = self._load(kind, key, object)
+            if found is not None:
+                found[1].unlink(missing_ok=True)
 
     def records(self, kind: str, shape: type[object] = object) -> Iterator[Record]:
         """Yield the readable records of a kind, in the order of their keys, blobs unchecked.

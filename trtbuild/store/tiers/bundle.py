@@ -25,6 +25,7 @@ from trtbuild.store.statements import statements
 from trtbuild.store.tiers import package, transfer
 from trtbuild.store.tiers.names import record_name, statement_name
 from trtbuild.store.tiers.progress import Progress
+from trtbuild.store.tiers.rivals import bring_build
 from trtbuild.store.tiers.tier import PART_BYTES, TierError, bounded, too_large
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def read_bundle(
         sent = Progress(say, f"import from {path}", path.stat().st_size).add
         for kind, key in keys:
             try:
-                if not transfer.pull(bundle, store, kind, key, sent):
+                if not _brought(bundle, store, (kind, key), sent, say):
                     raise TierError(f"{kind} record {key[:12]} is not whole in it: not used")
                 record = store.get(kind, key)
             except StoreError as error:
@@ -139,6 +140,21 @@ def read_bundle(
             if record is not None:
                 records.append(record)
         return records
+
+
+def _brought(
+    bundle: _Bundle,
+    store: Store,
+    name: tuple[str, str],
+    sent: Callable[[int], None],
+    say: Callable[[str], None],
+) -> bool:
+    record = transfer.fetch_record(bundle, *name)
+    if record is None:
+        return False
+    if record.kind == "engine":
+        return bring_build(bundle, store, record, sent, say)
+    return transfer.bring(bundle, store, record, sent)
 
 
 @dataclass(kw_only=True)

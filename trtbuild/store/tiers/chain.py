@@ -254,7 +254,7 @@ class Chain:
         if record is None:
             return False
         sent = self._told(f"pull {kind} {key[:12]} from {link.address.shown}", record)
-        return transfer.bring(link.tier, store, record, sent, shape)
+        return transfer.bring(link.tier, store, record, sent, partial(store.put, shape=shape))
 
     def _push(self, link: Link, store: Store, record: Record) -> Sent:
         what = f"push {record.kind} {record.key[:12]} to {link.address.shown}"
@@ -298,7 +298,7 @@ class Chain:
             name = record_name(record.kind, record.key)
             store.note(f"{tier.uri}/{name}", f"this machine keeps its own: {error}")
             return record
-        if transfer.bring(tier, store, winner, shape=shape):
+        if transfer.bring(tier, store, winner, put=partial(store.put, shape=shape)):
             return winner
         if not transfer.replace(tier, store, record, winner):
             raise TierError(

@@ -17,8 +17,9 @@ from trtbuild.store.resolve import (
 )
 from trtbuild.store.tiers.names import records_prefix, travels
 from trtbuild.store.tiers.progress import Progress
+from trtbuild.store.tiers.rivals import bring_build
 from trtbuild.store.tiers.tier import TierError
-from trtbuild.store.tiers.transfer import bring, fetch_record, pull, pull_statements, weight
+from trtbuild.store.tiers.transfer import fetch_record, pull, weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,16 +99,13 @@ def pull_engine(tier: Tier, store: Store, text: str, say: Callable[[str], None])
         names = ", ".join(sorted(key[:12] for key in keys))
         raise UsageError(f"{text!r} names more than one engine: {names}. Give more digits")
     key = keys.pop()
-    known = store.get("engine", key)
-    there = fetch_record(tier, "engine", key) if known is None else known
+    there = fetch_record(tier, "engine", key)
     sent = Progress(say, f"pull from {tier.uri}", weight(there) if there else 0).add
-    if known is None and not (there and bring(tier, store, there, sent)):
+    if there is None or not bring_build(tier, store, there, sent, say):
         raise TierError(f"{tier.uri}: engine {key[:12]} is not whole there. Push it again")
     record = store.get("engine", key)
-    if record is None:
+    if record is None or record.blobs != there.blobs:
         raise TierError(f"{tier.uri}: engine {key[:12]} was pulled and is gone. Run it again")
-    if known is not None:
-        pull_statements(tier, store, record)
     for blob in record.blobs:
         pull(tier, store, "plan", blob.sha256)
     return record

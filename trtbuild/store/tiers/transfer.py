@@ -108,7 +108,6 @@ def pull(
     """Bring the record of ``key`` with all it names from ``tier`` to ``store``.
 
     Returns False on a miss. A record with a lost blob is a miss too, and becomes an incident.
-    ``shape`` is as in :meth:`Store.put`: what another version has here does not keep it out.
 
     Raises:
         TierError: the tier cannot tell, or what it sends is not to be used; no byte of that
@@ -124,11 +123,12 @@ def bring(
     store: Store,
     record: Record,
     sent: Callable[[int], None] = lambda _: None,
-    shape: type[object] = object,
+    put: Callable[[Record], object] | None = None,
 ) -> bool:
     """Bring what a record of ``tier`` names to ``store``, and then the record; as :func:`pull`.
 
-    ``sent`` is told the bytes that come. ``shape`` as in :meth:`Store.put`.
+    ``sent`` is told the bytes that come. ``put`` stores the record: :meth:`Store.put`, unless
+    the caller has another way.
     """
     with ThreadPoolExecutor(1) as beside:  # while the blobs come
         asked = beside.submit(_fetch_statements, tier, store, record)
@@ -140,28 +140,18 @@ def bring(
                     f"from a sound store, or delete that record",
                 )
                 return False
-        _put_statements(store, asked.result())
-    store.put(record, shape)
+        for subject, envelope in asked.result():
+            put_statement(store, subject, envelope)
+    (put or store.put)(record)
     return True
 
 
-def pull_statements(tier: Tier, store: Store, record: Record) -> int:
-    """Bring the statements about an engine that ``store`` lacks; return how many those were.
+def _fetch_statements(tier: Tier, store: Store, record: Record) -> list[tuple[str, bytes]]:
+    """Return what ``store`` lacks of the statements in ``tier``, each with its subject.
 
     Whoever may write there could put anything beside the good ones: what is damaged or too
     large is passed over, and what would be too many to be looked at. Both become incidents.
     """
-    return _put_statements(store, _fetch_statements(tier, store, record))
-
-
-def _put_statements(store: Store, found: list[tuple[str, bytes]]) -> int:
-    for subject, envelope in found:
-        put_statement(store, subject, envelope)
-    return len(found)
-
-
-def _fetch_statements(tier: Tier, store: Store, record: Record) -> list[tuple[str, bytes]]:
-    """Return what ``store`` lacks of the statements in ``tier``, each with its subject."""
     found = []
     for subject in subjects(record):
         known = {hashlib.sha256(each).hexdigest() for each in statements(store, subject)}
