@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.report import examples
+from trtbuild.report.document import Finding
 from trtbuild.report.sections import int8_share
 from trtbuild.report.terminal import print_report, to_text
 from trtbuild.verification.gates import Evidence, judge
@@ -102,7 +103,11 @@ def test_without_a_metric_it_says_that_nothing_was_gated() -> None:
     text = flat(replace(report, engines=(replace(engine, verification=plain),)))
     assert "nothing was gated on accuracy: the data has no metric" in text
     assert "PASSED: 1 engine, no gate failed" in text
+    assert "NOT SIGNED" not in text
     assert "31.4" in text
+    left = (Finding(stage="sign", text="engine 1234 was not signed: why"),)
+    text = flat(replace(report, findings=left))
+    assert ", NOT SIGNED: see 1 finding" in text
     no_limit = replace(engine.verification, gates=())
     text = flat(replace(report, engines=(replace(engine, verification=no_limit),)))
     assert "nothing was gated on accuracy: the recipe sets no max_drop" in text

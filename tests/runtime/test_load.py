@@ -177,6 +177,24 @@ def test_a_record_whose_key_is_not_that_of_its_manifest_is_refused(
 
 
 @pytest.mark.usefixtures("unseen")
+@pytest.mark.parametrize("change", ["cut", "longer", "gone"])
+def test_lost_bytes_are_refused_as_damaged_ones_are(
+    built: tuple[Store, Manifest], change: str
+) -> None:
+    store, manifest = built
+    path = store.path(manifest.sha256)
+    content = path.read_bytes()
+    path.unlink()
+    if change != "gone":
+        path.write_bytes(content[:-1] if change == "cut" else content + b"x")
+    with pytest.raises(
+        TrustError, match=r"lost or were damaged.*trtbuild cache pull"
+    ) as caught:
+        trtbuild.load(manifest.sha256, store.root)
+    assert caught.value.code == "T13"
+
+
+@pytest.mark.usefixtures("unseen")
 def test_a_tampered_record_is_a_miss(built: tuple[Store, Manifest]) -> None:
     store, manifest = built
     path = next((store.top / "ac" / "engine").rglob(manifest.key))

@@ -8,11 +8,12 @@ import pytest
 
 from tests.store.engines import engine_key, put_engine
 from trtbuild.canonical import digest
-from trtbuild.errors import StoreError, TrustError, UsageError
+from trtbuild.errors import TrustError, UsageError
 from trtbuild.store import Store, find_engine, find_record, make_record, resolve
 from trtbuild.store.audit import audit
 from trtbuild.store.collect import Limits, collect
 from trtbuild.store.pins import pin
+from trtbuild.store.reader import BlobLostError
 from trtbuild.store.resolve import Plan
 from trtbuild.store.tiers.remote import records_of
 
@@ -107,7 +108,7 @@ def test_an_engine_whose_bytes_are_lost_is_said_to_be_lost(store: Store) -> None
     record = put_engine(store, engine_key("sm_89", 3), b"plan")
     sha256 = record.blob("engine").sha256
     store.path(sha256).unlink()
-    with pytest.raises(StoreError, match=r"lost or were damaged.*Build it again"):
+    with pytest.raises(BlobLostError, match=r"lost or were damaged.*cache pull .* or build it"):
         find_engine(store, sha256)
 
 

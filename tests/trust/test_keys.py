@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def test_a_key_that_could_not_be_written_leaves_its_name_free(
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left" in run("keys", "generate", "nightly", code=2)
     assert list((place / "config" / "trtbuild" / "keys").iterdir()) == []
-    run("keys", "generate", "nightly")
+    assert "--name nightly --role promoter" in run("keys", "generate", "nightly")
     assert list(own_keys()) == ["nightly"]
 
 
@@ -58,8 +59,11 @@ def test_what_is_printed_short_can_be_revoked_short(place: Path) -> None:
 def test_what_is_not_known_here_is_revoked_as_a_key_and_as_an_engine(place: Path) -> None:
     keyid = STRANGER.public.keyid
     assert f"key or engine {keyid} is revoked" in run("keys", "revoke", keyid)
-    run("keys", "trust", STRANGER.public.text, "--name", "late")
-    assert f"late  {keyid}  REVOKED" in run("keys", "list")
+    told = run("keys", "trust", STRANGER.public.text, "--name", "late", code=2)
+    assert f"{keyid[:12]} is revoked there" in told
+    assert f"key {keyid}  REVOKED" in run("keys", "list")
+    assert f"engine {keyid}  REVOKED" in run("keys", "list")
+    assert json.loads(run("keys", "list", "--json"))["revoked"]["keys"] == {keyid: ""}
     policy = load_policy(str(place / "config" / "trtbuild" / "policy.toml"))
     assert keyid in policy.revoked_engines()
 

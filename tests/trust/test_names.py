@@ -66,6 +66,12 @@ def test_a_model_that_was_trained_on_follows_the_one_before(folder: Path) -> Non
     text = Path("engines.lock").read_text()
     assert second in text
     assert first not in text
+    for _ in range(3):  # in one second, each is a number later
+        run("promote", first, "--key", "nightly")
+    assert works(trtbuild.load(first))
+    told = run("lock")
+    assert first in Path("engines.lock").read_text(), "to go back is a newer release"
+    assert "REFUSED" not in told, "what was left on purpose is no news, though it is younger"
 
 
 @pytest.mark.usefixtures("folder")

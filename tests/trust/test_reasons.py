@@ -133,7 +133,9 @@ def test_a_new_policy_says_what_it_refuses_from_now_on(place: Path) -> None:
     assert 'unsigned = "local" in it' in told
     assert works(trtbuild.load(engine))
     assert "is new" not in run("keys", "revoke", "nightly")
-    assert "is new" in run("keys", "revoke", engine, "--policy", "other.toml")
+    told = run("keys", "revoke", engine, "--policy", "polciy.toml", code=2)
+    assert "policy polciy.toml: no such file" in told
+    assert not (place / "polciy.toml").exists()
 
 
 def test_a_revoked_key_of_ones_own_is_told(place: Path) -> None:

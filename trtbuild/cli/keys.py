@@ -54,8 +54,9 @@ def generate(
     typer.echo(f"key {name} {public.keyid}\n  private: {path}\n  public:  {public.text}")
     if use:
         typer.echo("  trtbuild engine and nightly sign with it from now on")
-    typer.echo("Who should load what it signs runs:")
-    typer.echo(f"  trtbuild keys trust {public.text} --name {name}")
+    typer.echo("Who should load what it signs runs one of these, by what it is to sign:")
+    for role in ("builder", "promoter"):
+        typer.echo(f"  trtbuild keys trust {public.text} --name {name} --role {role}")
 
 
 @app.command("list")
@@ -70,6 +71,7 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
     name = policy_name(policy)
     rules = load_policy(name)
     own, trusted, revoked = own_keys(), keyring(rules).trusted, rules.revoked_keys()
+    engines = rules.revoked_engines()
     if json:
         mine = [
             {
@@ -85,7 +87,15 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
             {"keyid": keyid, "revoked": keyid in revoked, "key": key}
             for keyid, key in trusted.items()
         ]
-        print_json({"schema": 1, "own": mine, "policy": name, "trusted": theirs})
+        print_json(
+            {
+                "schema": 1,
+                "own": mine,
+                "policy": name,
+                "trusted": theirs,
+                "revoked": {"keys": revoked, "engines": engines},
+            }
+        )
         return
     typer.echo("your keys:" if own else "you have no keys: trtbuild keys generate NAME")
     for each, key in own.items():
@@ -98,6 +108,10 @@ def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
     for keyid, trust in trusted.items():
         word = "REVOKED" if keyid in revoked else trust.role
         typer.echo(f"  {trust.name}  {keyid}  {word} of {', '.join(trust.models)}")
+    for kind, found in (("key", revoked), ("engine", engines)):
+        for digest, reason in found.items():
+            if digest not in trusted:
+                typer.echo(f"  {kind} {digest}  REVOKED{reason and f': {reason}'}")
 
 
 @app.command()

@@ -65,10 +65,17 @@ def add_key(
         trusted = msgspec.convert(entry, TrustedKey, strict=True)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"the key cannot be added: {error}. Give --name with A-Z a-z 0-9 . _ -, --role "
-            f"builder or promoter, and --model with a recipe's name or a pattern"
+            f"the key cannot be added as {entry['name']!r}, {role} of {', '.join(models)}: "
+            f"{error}. Give --name with A-Z a-z 0-9 . _ -, --role builder or promoter, and "
+            f"--model with a recipe's name or a pattern"
         ) from error
     path, before, policy = _read(at)
+    if key.keyid in policy.revoked_keys():
+        reason = policy.revoked_keys()[key.keyid]
+        raise UsageError(
+            f"{path}: {key.keyid[:12]} is revoked there{f' ({reason})' if reason else ''}: "
+            f"expected another key. Take its [[revoked]] table out of the file if it is good"
+        )
     if key.keyid in keyring(policy).trusted:
         known = keyring(policy).trusted[key.keyid]
         raise UsageError(
@@ -90,6 +97,11 @@ def add_revoked(what: str, reason: str, at: str, store: str = "") -> tuple[Path,
         UsageError: ``what`` is neither, or the first digits of more than one.
         TrustError: T01, the policy cannot be used.
     """
+    if at and not os.path.lexists(_path(at)):
+        raise UsageError(
+            f"policy {at}: no such file: expected the policy in which to revoke. Correct "
+            f"--policy or TRTBUILD_POLICY; 'trtbuild keys trust' begins a new one"
+        )
     path, before, policy = _read(at)
     kinds, digest = _meant(what, policy, store)
     _append(path, before, "".join(revoked_table(kind, digest, reason) for kind in kinds))

@@ -132,13 +132,16 @@ def check_signable(model: str) -> None:
 
     Raises:
         UsageError: the name cannot be signed, or the key cannot be used.
+        TrustError: T01, the policy cannot be used.
     """
     if not chosen_key():
         return
     from trtbuild.pipeline.signing import check_model, signer
+    from trtbuild.runtime.trust_files import load_policy, policy_name
 
     check_model(model)
     signer(chosen_key())
+    load_policy(policy_name(""))
 
 
 def with_signatures(store: Store, report: Report, *, sign: bool = True) -> Report:

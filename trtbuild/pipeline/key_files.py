@@ -126,8 +126,9 @@ def load_public(text: str) -> PublicKey:
         return public_key(content)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{text[:80]!r}: {error}. Give a .pub file, or the line that 'trtbuild keys list' "
-            f"prints where the key was made"
+            f"{text[:80]!r} names none of your keys ({', '.join(own_keys()) or 'none'}) and no "
+            f"file of a public key: {error}. Give a .pub file, or the line that 'trtbuild keys "
+            f"list' prints where the key was made"
         ) from error
 
 

@@ -73,6 +73,8 @@ def verdict(report: Report) -> str:
         line = f"PASSED: {engines}, no gate failed" if report.engines else "PASSED: no engine"
         skipped = sum(g.skipped for each in report.engines for g in each.verification.gates)
         line += f", {counted(skipped, 'gate')} not judged" if skipped else ""
+    left = sum(each.stage == "sign" for each in report.findings)
+    line += f", NOT SIGNED: see {counted(left, 'finding')}" if left else ""
     return f"{line}; {twins} judged by the {TWIN}" if twins else line
 
 

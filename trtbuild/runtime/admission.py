@@ -96,7 +96,10 @@ def admit(store: Store, name: str, terms: Terms, options: SessionOptions = DEFAU
     """
     policy_name = trust_files.policy_name(terms.policy)
     policy = trust_files.load_policy(policy_name)
-    record, pin = _found(store, name, terms)
+    try:
+        record, pin = _found(store, name, terms)
+    except BlobLostError as error:
+        raise TrustError(str(error), "T13") from error
     manifest = record.read(Manifest)
     admission = judge(store, record, pin, policy, terms.model)
     preflight(manifest, options)

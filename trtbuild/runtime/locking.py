@@ -29,7 +29,8 @@ class Checked(Value, frozen=True, kw_only=True):
     """One entry: what is pinned, who signed it, and why it cannot be served, if so.
 
     ``created`` is when the engine was built, ``origin`` what of: its precision, and where its
-    model was. Both are empty where its record is lost.
+    model was. Both are empty where its record is lost. ``overtaken``: a newer release was
+    loaded here.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Checked(Value, frozen=True, kw_only=True):
     origin: str = ""
     note: str = ""
     problem: str = ""
+    overtaken: bool = False
 
     @property
     def place(self) -> tuple[str, str]:
@@ -159,12 +161,13 @@ def _with_all(store: Store, before: Lock, drop: tuple[str, ...], policy: Policy)
     if lost:
         raise _would_lose(lost)
     # What an admitted engine has overtaken is history, and no surprise.
-    news = [
-        each
-        for each in refused
-        if each.place not in newest or newest[each.place].created < each.created
-    ]
+    news = [each for each in refused if not _is_history(each, newest.get(each.place))]
     return Locked(lock=_pinned(Lock(), newest), entries=_sorted(newest), refused=tuple(news))
+
+
+def _is_history(refused: Checked, newest: Checked | None) -> bool:
+    """Tell whether an engine is older than the one that is pinned in its place, or was left."""
+    return newest is not None and (refused.overtaken or newest.created >= refused.created)
 
 
 def _of_one_origin(
@@ -282,6 +285,7 @@ def _refused(store: Store, sha256: str, error: TrtbuildError) -> Checked:
         model=recipe_name(manifest.recipe),
         target=str(manifest.preimage.target),
         created=manifest.created,
+        overtaken=isinstance(error, TrustError) and error.code == "T06",
     )
 
 

@@ -67,12 +67,20 @@ def load_policy(name: str) -> Policy:
         return DEVELOPER_POLICY
     try:
         data = private_files.read_linked(Path(name), MAX_POLICY_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise refusal(
+            "T01",
+            f"policy {name}: {_reason(error)}",
+            "a policy",
+            f"Correct its path (an argument, or {POLICY_VARIABLE}), or begin one: "
+            f"trtbuild keys trust KEY --policy FILE",
+        ) from error
     except OSError as error:
         raise refusal(
             "T01",
             f"policy {name}: {_reason(error)}",
             "a file and folder of yours or root's that nobody else may write to",
-            f"Correct it, or name another with {POLICY_VARIABLE}",
+            f"Correct it, or name another (an argument, or {POLICY_VARIABLE})",
         ) from error
     return read_policy(data, name)
 

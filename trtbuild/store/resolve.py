@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from trtbuild.canonical import sha256_file
 from trtbuild.engine import Manifest, Value
 from trtbuild.errors import StoreError, TrustError, UsageError
+from trtbuild.store.reader import BlobLostError
 from trtbuild.store.record import is_digest, make_record
 
 if TYPE_CHECKING:
@@ -176,9 +177,10 @@ def _engine_of_plan(store: Store, sha256: str, label: str) -> Record:
         _require_answers(store, label)
         message = (
             f"{label}: the record or the bytes of this engine are lost or were damaged in the "
-            f"store {store.root}. Build it again"
+            f"store {store.root}. Bring it again (trtbuild cache pull "
+            f"{sha256[:_SHOWN_DIGITS]} --from URI), or build it again"
         )
-        raise StoreError(message)
+        raise BlobLostError(message)
     return _with_bytes(engine, sha256, label)
 
 
@@ -193,8 +195,10 @@ def _with_bytes(engine: Record, sha256: str, label: str) -> Record:
     message = (
         f"{label}: its plan record names engine {engine.key[:_SHOWN_DIGITS]}, which is of "
         f"other bytes ({found[:_SHOWN_DIGITS]}): expected a record of "
-        f"{sha256[:_SHOWN_DIGITS]}. Somebody changed the store or a tier of it: name the "
-        "engine by its key, or build it again with another --store"
+        f"{sha256[:_SHOWN_DIGITS]}. Two hosts built it, or somebody changed the store or a "
+        f"tier of it: bring the one that you want (trtbuild cache pull "
+        f"{sha256[:_SHOWN_DIGITS]} --from URI), which takes the other's place, or use another "
+        "--store"
     )
     raise TrustError(message, "T08")
 
@@ -217,9 +221,15 @@ def _require_answers(store: Store, label: str) -> None:
 def _nothing(store: Store, text: str) -> UsageError:
     if is_digest(text):
         _require_answers(store, text[:_SHOWN_DIGITS])
+        message = (
+            f"{text!r} names nothing in the store {store.root}: expected a digest or a key of "
+            f"what is here ('trtbuild cache ls' lists the engines). Bring an engine with "
+            f"'trtbuild cache pull {text[:_SHOWN_DIGITS]} --from URI'"
+        )
+        return UsageError(message)
     message = (
         f"{text!r} names nothing in the store {store.root}: expected a digest, a key, at least "
-        f"{_MIN_PREFIX} of its first digits, or the path of an engine file. "
-        "'trtbuild cache ls' lists the engines"
+        f"{_MIN_PREFIX} of its first digits, or the path of an engine file. Remote tiers are "
+        "asked for whole digests only; 'trtbuild cache ls' lists the engines"
     )
     return UsageError(message)

@@ -123,8 +123,11 @@ def _unsigned(
         "a release signed by a key of the policy",
         "Pull it where it is signed (trtbuild cache pull), let whoever built it sign it by "
         "running trtbuild engine RECIPE again with a key (trtbuild keys generate NAME --use), "
-        "or build it here into a new --store (what earlier versions noted in the store itself, "
-        "which anybody could copy, does not count)",
+        + (
+            "or build it here into a new --store"
+            if local
+            else 'or allow what is built on this machine: unsigned = "local" in the policy'
+        ),
     )
 
 

@@ -73,7 +73,8 @@ def other_part(candidate: Candidate, name: str, was_signed: str, is_here: str) -
         "T08",
         f"{candidate.label}: what was signed has another {name}, {was_signed[:64]}",
         is_here[:64],
-        "Parts of two engines were combined: pull or build it again",
+        "Two hosts built one key, or parts of two engines were combined: pull the one that was "
+        "signed, which takes its place (trtbuild cache pull ENGINE --from URI)",
     )
 
 
