@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import subprocess
 import sys
 
@@ -25,7 +23,6 @@ HEAVY = {
     "tensorrt_rtx",
     "torch",
 }
-HELP_CPU_LIMIT_S = 0.150
 HELP = "import sys; sys.argv = ['trtbuild', '--help']; from trtbuild.cli import main; main()"
 MODULES = "import sys, {name}; print(*sys.modules)"
 
@@ -74,11 +71,22 @@ def test_what_a_service_imports_reads_no_onnx_and_has_no_command_line(name: str)
     }
 
 
-def test_help_loads_nothing_heavy() -> None:
-    code = f"import atexit; atexit.register(lambda: print('loaded', *sys.modules)); {HELP}"
-    text, _, loaded = run(code).rpartition("loaded")
-    assert "Usage" in text
-    assert not {module.partition(".")[0] for module in loaded.split()} & HEAVY
+def loaded_by(code: str) -> set[str]:
+    """Return the modules that are loaded once ``code`` has run, however it ends."""
+    watched = (
+        f"import atexit, sys; atexit.register(lambda: print('loaded', *sys.modules)); {code}"
+    )
+    return set(run(watched).rpartition("loaded")[2].split())
+
+
+def test_help_loads_typer_and_the_command_line_alone() -> None:
+    """Time would depend on the machine: 150 ms of an idle one, of which Typer takes most."""
+    more = loaded_by(HELP) - loaded_by("import typer")
+    ours = {name for name in more if name.partition(".")[0] == "trtbuild"}
+    assert "trtbuild.cli.bench" in ours
+    assert {name.partition(".")[0] for name in more} <= {"__future__", "trtbuild", "typer"}
+    others = {name for name in ours if not name.startswith("trtbuild.cli.")}
+    assert others == {"trtbuild", "trtbuild.cli", "trtbuild.errors", "trtbuild.wording"}
 
 
 def test_the_command_that_builds_loads_no_other_command() -> None:
@@ -89,26 +97,3 @@ def test_the_command_that_builds_loads_no_other_command() -> None:
     commands = {name for name in loaded.split() if name.startswith("trtbuild.cli.")}
     assert commands == {f"trtbuild.cli.{name}" for name in ("engine", "options", "program")}
     assert "cryptography" not in loaded.split()
-
-
-def test_help_uses_less_than_150_ms_of_cpu() -> None:
-    def cpu_s() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
-
-    # A tracer that measures coverage in child processes would be measured along.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
-    best = float("inf")
-    for _ in range(10):
-        before = cpu_s()
-        subprocess.run(
-            [sys.executable, "-c", HELP],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            check=True,
-            timeout=60,
-        )
-        best = min(best, cpu_s() - before)
-        if best < HELP_CPU_LIMIT_S:
-            break
-    assert best < HELP_CPU_LIMIT_S

@@ -38,7 +38,7 @@ _WORDS = {
     "method": get_args(Method),
     "precision": PRECISIONS,
     "rest": RESTS,
-    "techniques": ("auto", *get_args(Technique)),
+    "techniques": ("auto", *get_args(Technique), "[] for none"),
     "sparsity": ("2:4",),
 }
 

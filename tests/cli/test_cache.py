@@ -95,6 +95,8 @@ def test_show_prints_record_preimage_and_manifest(store: Store) -> None:
     assert text.startswith("kind     engine\n")
     for part in (str(store.path(sha256)), '"optimization_level"', '"precision_requested"'):
         assert part in text
+    assert '"layers": 1,' in text
+    assert "correlation" not in text, "of a real network they are thousands of lines"
 
 
 def test_why_names_the_field_that_differs(store: Store) -> None:

@@ -80,6 +80,14 @@ def test_a_file_called_like_a_key_is_not_that_key(place: Path) -> None:
     assert load_key("other").public == STRANGER.public
 
 
+def test_a_key_that_is_there_is_signed_with_when_it_is_chosen(place: Path) -> None:
+    run("keys", "generate", "nightly")
+    assert "trtbuild keys use nightly" in run("keys", "generate", "nightly", "--use", code=2)
+    assert "sign with nightly" in run("keys", "use", "nightly")
+    assert (place / "config" / "trtbuild" / "signing-key").read_text() == "nightly\n"
+    assert "'trtbuild keys list' shows" in run("keys", "use", "nightyl", code=2)
+
+
 def test_a_key_that_belongs_to_another_user_signs_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,7 +73,13 @@ def list_engines(
         head = ("KEY", "ENGINE", "MODEL", "TARGET", "PRECISION", "SIZE", "CREATED")
         _print_table([head, *(_row(*row) for row in rows)])
     else:
-        typer.echo(f"no engines in {place}; 'trtbuild engine SOURCE' builds one")
+        remedy = (
+            "is that the place that they were pushed to?"
+            if source
+            else "'trtbuild engine SOURCE' builds one, 'trtbuild cache ls --from URI' lists a "
+            "tier's"
+        )
+        typer.echo(f"no engines in {place}; {remedy}")
     if opened is not None:
         _warn(opened)
 
@@ -236,8 +242,27 @@ def _print_record(store: Store, record: Record) -> None:
         typer.echo(signed_note(_signatures(store, record)))
     typer.echo("\nkey made of:")
     _print_json(record.preimage)
-    typer.echo("\nmanifest:" if record.kind == "engine" else "\nvalue:")
-    _print_json(record.value)
+    if record.kind == "engine":
+        typer.echo("\nmanifest (--json shows its layers and the recipe, too):")
+        _print_json(_summary(record))
+    else:
+        typer.echo("\nvalue:")
+        _print_json(record.value)
+
+
+def _summary(record: Record) -> dict[str, object]:
+    """Return a manifest as JSON without what fills screens."""
+    from msgspec.json import decode
+
+    value: dict[str, Any] = decode(record.value)
+    layers = value.pop("layers", {}).get("layers", ())
+    manifest = _manifest(record)
+    named = (
+        {} if manifest is None else {"precision_achieved": manifest.layers.precision_achieved}
+    )
+    return {
+        name: each for name, each in value.items() if name not in ("recipe", "preimage")
+    } | {"layers": len(layers), **named}
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

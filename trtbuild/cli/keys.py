@@ -59,6 +59,19 @@ def generate(
         typer.echo(f"  trtbuild keys trust {public.text} --name {name} --role {role}")
 
 
+@app.command()
+def use(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of your keys.")],
+) -> None:
+    """Let engine and nightly sign with a key that you have."""
+    from trtbuild.pipeline.chosen_key import choose_key
+    from trtbuild.pipeline.key_files import load_key
+
+    key = load_key(name).public
+    choose_key(name)
+    typer.echo(f"trtbuild engine and nightly sign with {name} {key.keyid} from now on")
+
+
 @app.command("list")
 def list_keys(policy: PolicyOption = "", *, json: JsonOption = False) -> None:
     """List your own keys, and those of the policy in force."""

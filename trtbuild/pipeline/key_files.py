@@ -66,8 +66,9 @@ def make_key(name: str) -> tuple[PrivateKey, Path]:
     except FileExistsError as error:
         taken = error.filename2 or error.filename
         raise UsageError(
-            f"a key called {name!r} is there already ({taken}): give another name; keys "
-            f"are rotated by trusting the new one beside the old"
+            f"a key called {name!r} is there already ({taken}): sign with it "
+            f"(trtbuild keys use {name}), or give another name; keys are rotated by trusting "
+            f"the new one beside the old"
         ) from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
