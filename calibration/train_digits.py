@@ -20,7 +20,7 @@ EPOCHS = 12
 BATCH_SIZE = 50
 PEAK_LEARNING_RATE = 4e-3
 SHIFT_PIXELS = 2
-PAIRS = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 1, "pb": 1}
+PAIRS = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 1, "lp": 1, "pb": 2}
 """LZMA that tells the first byte of a number from its second."""
 
 

@@ -1,9 +1,9 @@
 # ruff: noqa: INP001  (a script beside the locks, no package)
 """Keep in locks the hashes of files that we install: ``python requirements/trim.py LOCK...``.
 
-These are source distributions, and wheels for CPython 3.10 to 3.13 on Linux, x86-64 and
-AArch64. A lock of every platform's wheels would be four times the size. Files that the index
-does not know keep their hashes.
+These are wheels for CPython 3.10 to 3.13 on Linux, x86-64 and AArch64, and where none is for
+all of them, source distributions. A lock of every file would be five times the size. Files
+that the index does not know keep their hashes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PIN = re.compile(r"([a-z0-9._-]+)==")
 HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 PYTHON = re.compile(r"(.*\.)?(cp31[0-3]|py3\d*)(\..*)?$")
 STABLE = re.compile(r"cp3(\d+)$")
+SOURCE = re.compile(r"\.(tar\.gz|zip)$")
 NEWEST_MINOR = 13
 PLATFORM = re.compile(r"any$|(many)?linux.*_(x86_64|aarch64)$")
 
@@ -41,7 +42,13 @@ def unused(name: str) -> set[str]:
     request = urllib.request.Request(url, headers={"Accept": JSON})  # noqa: S310  https
     with urllib.request.urlopen(request) as answer:  # noqa: S310  https, see above
         files = json.load(answer)["files"]
-    return {file["hashes"]["sha256"] for file in files if not is_used(file["filename"])}
+    names = {file["filename"]: file["hashes"]["sha256"] for file in files}
+    everywhere = {name.split("-")[1] for name in names if name.endswith("-py3-none-any.whl")}
+    return {
+        digest
+        for name, digest in names.items()
+        if not is_used(name) or SOURCE.sub("", name).rpartition("-")[2] in everywhere
+    }
 
 
 def trimmed(text: str, known: dict[str, set[str]]) -> str:
