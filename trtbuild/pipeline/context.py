@@ -129,11 +129,16 @@ class Context:
         the run's private folder.
         """
         key = digest(f"{kind}/v1", preimage)
+        place = self.work / f"{kind}-{key[:16]}"
+        made: list[tuple[Blob, ...]] = []
 
         def record() -> Record:
             with self.store.scratch() as folder:
                 graph, detail = self._made(name, lambda: make(folder / "model.onnx"))
                 blobs = self._put_files(files_of(graph.path))
+                if not place.exists():  # what was just hashed need not be copied back
+                    folder.rename(place)
+                    made.append(blobs)
             value = StoredGraph(
                 sha256=graph.sha256,
                 inputs=graph.inputs,
@@ -144,7 +149,11 @@ class Context:
 
         found = self.stage(name, kind, key, record, StoredGraph)
         stored = found.read(StoredGraph)
-        return self._laid_out(found, stored), msgspec.json.decode(stored.detail, type=shape)
+        if made and found.blobs != made[0]:  # another process or host was first
+            shutil.rmtree(place)
+        return self._laid_out(found, stored, place), msgspec.json.decode(
+            stored.detail, type=shape
+        )
 
     def stage(
         self,
@@ -170,9 +179,8 @@ class Context:
     def _put_files(self, files: tuple[Path, ...]) -> tuple[Blob, ...]:
         return tuple(self.store.put_file(path.name, path) for path in files)
 
-    def _laid_out(self, record: Record, stored: StoredGraph) -> Graph:
-        """Copy the files of a stored graph to a folder of the run, under their own names."""
-        folder = self.work / f"{record.kind}-{record.key[:16]}"
+    def _laid_out(self, record: Record, stored: StoredGraph, folder: Path) -> Graph:
+        """Copy the files of a stored graph to ``folder``, under their own names."""
         folder.mkdir(exist_ok=True)
         for blob in record.blobs:
             path = folder / blob.name
