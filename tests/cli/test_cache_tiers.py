@@ -97,6 +97,7 @@ def test_export_and_import_move_an_engine_in_one_file(store: Store, tmp_path: Pa
     [
         (["push", "--to", "/nowhere/share"], 2, "name engines"),
         (["push", "--all", "--unsigned", "--to", "/nowhere/share"], 6, "no such folder"),
+        (["push", "--all", "--unsigned", "--to", "/dev/null"], 6, "not a folder"),
         (["push", "--all", "--to", "file:///"], 2, "push them with --unsigned"),
         (["push", "--all", "--to", "ftp://host/x"], 2, "no tier is called"),
         (["push", "--all", "--to", "s3://b/x", "--offline"], 2, "needs the network"),
@@ -180,6 +181,17 @@ def test_an_archive_brings_its_own_build_too(store: Store, tmp_path: Path) -> No
     assert f"{THEIRS[:12]} takes the place of" in done.stderr
     assert THEIRS in done.stdout
     assert store.keys("plan", "") == [THEIRS]
+
+
+def test_a_lost_blob_that_was_pulled_again_is_not_warned_of(
+    tmp_path: Path, share: Path
+) -> None:
+    other = Store.open(str(tmp_path / "other"))
+    other.path(THEIRS).unlink()
+    done = run("pull", THEIRS, "--from", share, "--store", other.root)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert other.read(THEIRS) == b"theirs"
 
 
 def test_a_pinned_build_gives_way_to_none(store: Store, share: Path) -> None:

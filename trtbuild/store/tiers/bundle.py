@@ -133,8 +133,9 @@ def read_bundle(
                     raise TierError(f"{kind} record {key[:12]} is not whole in it: not used")
                 record = store.get(kind, key)
             except StoreError as error:
+                text = str(error).removeprefix(f"{path}: ")
                 raise TierError(
-                    f"{path}: {error}. Of its {len(keys)} records {len(records)} were imported "
+                    f"{path}: {text}. Of its {len(keys)} records {len(records)} were imported "
                     f"before that and stay; export it again, and import it again for the others"
                 ) from error
             if record is not None:

@@ -136,6 +136,8 @@ class FolderTier:
     def _existing(self, name: str) -> Path:
         """Return the path of an object; a share that is not mounted holds nothing, wrongly."""
         if not self.root.is_dir():
+            if self.root.exists():
+                raise NoAnswerError(f"{self.uri}: not a folder. Name the folder of a share")
             raise NoAnswerError(
                 f"{self.uri}: no such folder: is the share mounted? Mount it, make the folder, "
                 f"or work without this tier"

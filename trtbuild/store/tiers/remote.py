@@ -108,6 +108,8 @@ def pull_engine(tier: Tier, store: Store, text: str, say: Callable[[str], None])
         raise TierError(f"{tier.uri}: engine {key[:12]} was pulled and is gone. Run it again")
     for blob in record.blobs:
         pull(tier, store, "plan", blob.sha256)
+    mended = {str(store.path(blob.sha256)) for blob in record.blobs}
+    store.incidents[:] = [each for each in store.incidents if each.path not in mended]
     return record
 
 
