@@ -55,7 +55,19 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         SourceError: the file cannot be read or is no sound ONNX.
     """
-    proto = fill(_outline(path), path)
+    return _model(fill(_outline(path), path), path)
+
+
+def load_structure(path: Path) -> ir.Model:
+    """Return :func:`load_model`'s answer without the values of large weights, to look at it.
+
+    Raises:
+        SourceError: the file cannot be read or is no sound ONNX.
+    """
+    return _model(_outline(path).proto, path)
+
+
+def _model(proto: onnx.ModelProto, path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx-ir raises what it stumbles over: KeyError, TypeError ...

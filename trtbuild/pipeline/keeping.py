@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from trtbuild.errors import RecipeError
-from trtbuild.graph.model import load_model
+from trtbuild.graph.model import load_structure
 from trtbuild.graph.patterns import fitting
 from trtbuild.quantization.placement import weight_index
 from trtbuild.quantization.policy import (
@@ -74,7 +74,7 @@ def assigned(context: Context, graph: Graph) -> Assigned:
     policy = policy_of(context.recipe)
     if policy is None:
         return Assigned(unquantized=kept, fp32=frozenset())
-    model = load_model(graph.path)
+    model = load_structure(graph.path)
     names = [node.name or "" for node in model.graph]
     compute = frozenset(
         node.name or "" for node in model.graph if weight_index(node) is not None
@@ -96,7 +96,7 @@ def kept_nodes(context: Context, graph: Graph) -> frozenset[str]:
 
 
 def _kept(context: Context, graph: Graph) -> frozenset[str]:
-    nodes = [node.name or "" for node in load_model(graph.path).graph]
+    nodes = [node.name or "" for node in load_structure(graph.path).graph]
     kept: set[str] = set()
     for pattern in context.recipe.quantization.keep_float:
         found = fitting(nodes, pattern)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trtbuild.backends.distributions import version
 from trtbuild.engine import Value
 from trtbuild.errors import BuildError, RecipeError
-from trtbuild.graph.model import load_model
+from trtbuild.graph.model import load_structure
 from trtbuild.graph.patterns import fitting
 from trtbuild.pipeline.source import calibration
 from trtbuild.quantization import input_products, prune
@@ -98,7 +98,7 @@ def expect_sparse(
 
 
 def _expect_nodes(context: Context, graph: Graph) -> None:
-    nodes = [node.name or "" for node in load_model(graph.path).graph]
+    nodes = [node.name or "" for node in load_structure(graph.path).graph]
     for pattern in context.recipe.quantization.keep_dense:
         if not fitting(nodes, pattern):
             close = difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.0)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from trtbuild.backends.ort_session import open_graph
 from trtbuild.errors import SourceError
 from trtbuild.graph.content import external_locations
-from trtbuild.graph.model import load_model, read_graph
+from trtbuild.graph.model import load_structure, read_graph
 from trtbuild.graph.outline import read_outline
 from trtbuild.sources import absolute
 from trtbuild.sources.shapes import check_dims
@@ -95,7 +95,7 @@ def checked_graph(path: Path) -> Graph:
     try:
         modern = _modern(path)
         onnx.checker.check_model(str(path) if modern is None else modern, full_check=True)
-        model = load_model(path)
+        model = load_structure(path)
     except SourceError:
         raise
     except Exception as error:  # checker, shape inference and onnx-ir raise their own classes
