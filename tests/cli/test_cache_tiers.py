@@ -178,7 +178,8 @@ def test_an_archive_brings_its_own_build_too(store: Store, tmp_path: Path) -> No
     run("export", "--all", "--out", file, "--store", tmp_path / "other")
     done = run("import", file, "--store", store.root)
     assert done.returncode == 0, done.stderr
-    assert f"{THEIRS[:12]} takes the place of" in done.stderr
+    assert f"engine {THEIRS[:12]} of 20" in done.stderr
+    assert "takes the place of" in done.stderr
     assert THEIRS in done.stdout
     assert store.keys("plan", "") == [THEIRS]
 

@@ -88,8 +88,7 @@ def bring_build(
         )
     if not bring(tier, store, record, sent, store.replace):
         return False
-    key = record.key[:_SHOWN_DIGITS]
-    say(f"engine {_digits(record)} takes the place of {_digits(ours)}, built of one key, {key}")
+    say(f"engine {_told(record)} takes the place of {_told(ours)}, another build of its key")
     if former != record.blob("engine").sha256:
         plan = store.get("plan", former, Plan)
         if plan is not None and plan.read(Plan).engine_key == record.key:
@@ -104,15 +103,18 @@ def _require_no_rival(tier: Tier, record: Record) -> None:
     if there is None or _is_same(there, record):
         return
     raise RivalError(
-        f"{tier.uri} has another build of engine {_digits(record)}: {_digits(there)} of "
-        f"{there.created}. Machines may have that, so it stays, and what is signed of ours "
-        f"does not count for it. Take it (trtbuild cache pull {there.blob('engine').sha256} "
-        f"--from URI), or delete {record_name(record.kind, record.key)} there and push again"
+        f"{tier.uri} has another build of engine {_told(record)}: {_told(there)}. Machines may "
+        f"have that, so it stays, and what is signed of ours does not count for it. Take it "
+        f"(trtbuild cache pull {there.blob('engine').sha256} --from URI), or delete {record_name(record.kind, record.key)} there and push again"
     )
 
 
 def _is_same(one: Record, other: Record) -> bool:
     return (one.blobs, bytes(one.value)) == (other.blobs, bytes(other.value))
+
+
+def _told(record: Record) -> str:
+    return f"{_digits(record)} of {record.created}"
 
 
 def _digits(record: Record) -> str:
