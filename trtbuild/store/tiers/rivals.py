@@ -105,7 +105,8 @@ def _require_no_rival(tier: Tier, record: Record) -> None:
     raise RivalError(
         f"{tier.uri} has another build of engine {_told(record)}: {_told(there)}. Machines may "
         f"have that, so it stays, and what is signed of ours does not count for it. Take it "
-        f"(trtbuild cache pull {there.blob('engine').sha256} --from URI), or delete {record_name(record.kind, record.key)} there and push again"
+        f"(trtbuild cache pull {there.blob('engine').sha256} --from URI), or delete "
+        f"{record_name(record.kind, record.key)} there and push again"
     )
 
 
