@@ -116,6 +116,7 @@ class Observers:
 
     def __init__(self, seen: Mapping[str, TensorStatistics]) -> None:
         self._seen = dict(seen)
+        self._names = dict.fromkeys(seen)
         self._threads = _processors()
         self._own: list[dict[str, Observer]] = [{} for _ in range(self._threads)]
         self._pool = ThreadPoolExecutor(self._threads)
@@ -138,11 +139,12 @@ class Observers:
             raise NotFiniteError(text, name) from error
 
     def statistics(self) -> Ranges:
-        """Return what was seen so far of each tensor that had any values."""
-        names = dict.fromkeys((*self._seen, *(name for own in self._own for name in own)))
-        return {name: self._merged(name) for name in names}
+        """Return what was seen so far of each tensor that had any values, in their order."""
+        counted = self._seen.keys() | {name for own in self._own for name in own}
+        return {name: self._merged(name) for name in self._names if name in counted}
 
     def _update(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._names.update(dict.fromkeys(arrays))
         pieces = [(name, part) for name, array in arrays.items() for part in _pieces(array)]
         if sum(part.size for _, part in pieces) <= _FEW:
             self._count(pieces, self._own[0])
