@@ -82,7 +82,7 @@ def test_builds_and_loads_know_one_version_of_one_library(
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt" / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    library = trt_session.here("tensorrt").library
+    library = trt_session.here("tensorrt").installed
     assert library is not None
     name = fingerprint.layout("tensorrt")[0]
     assert (name, library.version, library.cuda_major) == expected

@@ -122,7 +122,7 @@ def main() -> None:
         feeds = warmup.samples(plain.inputs, manifest.preimage.profiles)[0]
         # Left before the process ends: PyCUDA aborts it else.
         stack.enter_context(device.active())
-        bare = BareLoop(store.read(manifest.sha256), library(target), device, feeds)
+        bare = BareLoop(store.read(manifest.sha256), opened_api(target), device, feeds)
         stack.callback(bare.close)
         given, outputs = on_gpu(bare, plain)
         loops: dict[str, Callable[[], object]] = {
@@ -141,10 +141,10 @@ def main() -> None:
             print(f"{name:24} {statistics.median(found):9.1f} us   over bare {over:+8.1f} us")
 
 
-def library(target: Target) -> Api:
-    found = trt_session.here(target.backend).library
+def opened_api(target: Target) -> Api:
+    found = trt_session.here(target.backend).installed
     assert found is not None
-    return trt_session.library_api(target.backend, found.module)
+    return trt_session.load_api(target.backend, found.module)
 
 
 class Placed(NamedTuple):

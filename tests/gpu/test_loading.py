@@ -27,7 +27,7 @@ import json, sys
 import numpy as np
 from trtbuild.backends import trt_device, trt_session
 from trtbuild.backends.session import Plan, SessionOptions
-found = trt_session.library_api("tensorrt", "tensorrt_lean")
+found = trt_session.load_api("tensorrt", "tensorrt_lean")
 plan = Plan(engine=open(sys.argv[1], "rb").read())
 with trt_device.open_engine(plan, 0, found, SessionOptions(), {}) as session:
     (y,) = session.run({"x": np.load(sys.argv[2])}).values()

@@ -80,7 +80,7 @@ def test_the_cost_of_a_session_over_a_bare_loop_is_reported(
         trt_session.open_session(built.plan, built.target, options) as session,
         device.active(),
     ):
-        library = runtime_overhead.library(built.target)
+        library = runtime_overhead.opened_api(built.target)
         bare = runtime_overhead.BareLoop(built.plan, library, device, feeds)
         given, outputs = runtime_overhead.on_gpu(bare, session)
         loops: dict[str, Callable[[], object]] = {

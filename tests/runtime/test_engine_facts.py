@@ -142,7 +142,7 @@ def test_a_driver_older_than_pycuda_is_told_with_what_to_install(
         gpus=(("sm_90", "H100"),),
         absence="",
         driver=(12, 4),
-        library=None,
+        installed=None,
         missing=(),
     )
     with pytest.raises(MissingBackendError, match=r"is for CUDA 12\.4: .*newer driver"):

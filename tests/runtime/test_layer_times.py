@@ -107,13 +107,13 @@ def test_an_engine_is_opened_as_a_session_opens_it(
         return real(index)
 
     monkeypatch.setattr(cuda, "device", chosen)
-    monkeypatch.setattr(trt_session, "library_api", lambda *_: api)
+    monkeypatch.setattr(trt_session, "load_api", lambda *_: api)
     monkeypatch.setattr(trt_session, "lacks", lambda *_: "")
     library = SimpleNamespace(module="tensorrt")
     found = [SimpleNamespace(arch=arch, identity=name) for arch, name in GPUS]
     monkeypatch.setattr(gpu, "gpus", lambda: found)
     monkeypatch.setattr(gpu, "pci_bus_ids", lambda: ("0000:01:00.0", "0000:02:00.0"))
-    machine = SimpleNamespace(gpus=GPUS, library=library, os=TARGET.os)
+    machine = SimpleNamespace(gpus=GPUS, installed=library, os=TARGET.os)
     monkeypatch.setattr(trt_session, "here", lambda _: machine)
     monkeypatch.setattr(layer_times, "preflight", lambda *_: None)
     monkeypatch.setattr(trt_session, "load_plugins", lambda _, needs, __: given.append(needs))

@@ -27,7 +27,7 @@ H100 = Machine(
     gpus=(("sm_90", "NVIDIA H100"),),
     absence="",
     driver=(13, 0),
-    library=FULL,
+    installed=FULL,
     missing=(),
 )
 
@@ -70,7 +70,7 @@ def on(**changes: object) -> Machine:
     ("engine", "machine", "error", "parts"),
     [
         (manifest(), on(absence="no driver: install it"), MissingBackendError, ["install"]),
-        (manifest(), on(library=None), MissingBackendError, ["pip install", "'tensorrt'"]),
+        (manifest(), on(installed=None), MissingBackendError, ["pip install", "'tensorrt'"]),
         (manifest(), on(missing=("pycuda",)), MissingBackendError, ["'pycuda'", "pip install"]),
         (manifest(), on(driver=(12, 8)), MissingBackendError, ["CUDA 12.8", "r580"]),
         (manifest(), on(os="linux-aarch64"), TrustError, ["linux-aarch64"]),
@@ -83,10 +83,10 @@ def on(**changes: object) -> Machine:
         ),
         (manifest(device="NVIDIA H200"), H100, TrustError, ["NVIDIA H200", "NVIDIA H100"]),
         (manifest(version="11.3.0.1"), H100, TrustError, ["11.3.0.1", VERSION]),
-        (manifest(), on(library=LEAN), TrustError, ["lean", "version-compatible"]),
+        (manifest(), on(installed=LEAN), TrustError, ["lean", "version-compatible"]),
         (
             manifest(strip_plan=True, version_compatible=True),
-            on(library=LEAN),
+            on(installed=LEAN),
             TrustError,
             ["without its weights", "strip_plan"],
         ),
@@ -121,7 +121,7 @@ def test_each_lack_is_told_with_its_remedy(
             H100,
             SessionOptions(allow_host_code=True),
         ),
-        (manifest("10.13.0.1", version_compatible=True), on(library=LEAN), SessionOptions()),
+        (manifest("10.13.0.1", version_compatible=True), on(installed=LEAN), SessionOptions()),
         (
             manifest("11.2.0.1", version_compatible=True, exclude_lean_runtime=True),
             H100,

@@ -30,15 +30,16 @@ _ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 HEADER_BYTES = _HEADER.size
 
 
-class Header(Value, frozen=True, kw_only=True):
+class Header(Value, frozen=True, kw_only=True, rename={"product": "library"}):
     """What the header says: the library and its version, the engine's architectures and sizes.
 
     ``bytes`` is the length of the whole engine. ``weights_bytes`` is 0 also for engines that
     stream their weights. TensorRT tells no architectures and no weights in it, and ``version``
-    is empty for those of its versions that did not tell theirs.
+    is empty for those of its versions that did not tell theirs. ``product`` is ``library`` in
+    JSON.
     """
 
-    library: Literal["tensorrt", "tensorrt-rtx"]
+    product: Literal["tensorrt", "tensorrt-rtx"]
     version: str
     archs: tuple[str, ...]
     bytes: int
@@ -62,12 +63,12 @@ def read_header(plan: bytes) -> Header | None:
     if magic == _TENSORRT:
         told = told if version[0] >= _FIRST_MAJOR else ""
         return Header(
-            library="tensorrt", version=told, archs=(), bytes=length, weights_bytes=None
+            product="tensorrt", version=told, archs=(), bytes=length, weights_bytes=None
         )
     if magic != _RTX or again != _RTX:
         return None
     return Header(
-        library="tensorrt-rtx",
+        product="tensorrt-rtx",
         version=told,
         archs=tuple(name for bit, name in enumerate(_ARCHS) if mask >> bit & 1),
         bytes=length,
@@ -97,7 +98,7 @@ def problem(plan: bytes, target: Target, version: str = "") -> str:
 def _rtx_problem(plan: bytes, header: Header | None, arch: str) -> str:
     if len(plan) < HEADER_BYTES:
         return f"it has {len(plan)} bytes, fewer than a header"
-    if header is None or header.library != "tensorrt-rtx":
+    if header is None or header.product != "tensorrt-rtx":
         return "it does not start as a TensorRT-RTX engine does"
     if header.archs != (arch,):
         named = ", ".join(header.archs) or "no architecture"

@@ -65,7 +65,7 @@ class Machine(Value, frozen=True, kw_only=True):
     gpus: tuple[tuple[str, str], ...]
     absence: str
     driver: tuple[int, int]
-    library: Library | None
+    installed: Library | None
     missing: tuple[str, ...]
 
 
@@ -77,7 +77,7 @@ def here(backend: str) -> Machine:
         gpus=tuple((each.arch, each.identity) for each in gpu.gpus()),
         absence=gpu.why_none(),
         driver=gpu.driver_cuda(),
-        library=_library(backend),
+        installed=_library(backend),
         missing=tuple(p for m, p in packages.items() if not fingerprint.has_module(m)),
     )
 
@@ -93,7 +93,7 @@ def lacks(backend: str, machine: Machine) -> str:
     if machine.absence:
         return machine.absence
     install = f"pip install '{_EXTRAS[backend]}'"
-    library = machine.library
+    library = machine.installed
     if library is None:
         return f"the Python package {_MODULES[backend][0]!r} is not installed: {install}"
     if machine.missing:
@@ -175,7 +175,7 @@ def check(manifest: Manifest, options: SessionOptions, machine: Machine) -> None
     target = manifest.preimage.target
     start = f"engine {manifest.sha256[:12]} for {target} cannot run here: "
     reason = lacks(target.backend, machine)
-    if reason or machine.library is None:
+    if reason or machine.installed is None:
         raise MissingBackendError(start + reason)
     reason = misfit(target, dict(manifest.preimage.settings), machine)
     if not reason and options.device >= len(machine.gpus):
@@ -185,7 +185,7 @@ def check(manifest: Manifest, options: SessionOptions, machine: Machine) -> None
         only = msgspec.structs.replace(machine, gpus=chosen)
         reason = misfit(target, dict(manifest.preimage.settings), only)
     reason = reason or version_misfit(
-        manifest, machine.library, allow_host_code=options.allow_host_code
+        manifest, machine.installed, allow_host_code=options.allow_host_code
     )
     if reason:
         raise TrustError(start + reason)
@@ -249,10 +249,10 @@ def prepared(target: Target, options: SessionOptions, attached: Attached) -> tup
     """
     machine = here(target.backend)
     reason = lacks(target.backend, machine)
-    if reason or machine.library is None:
+    if reason or machine.installed is None:
         raise MissingBackendError(reason)
     _require_pycuda(machine)
-    found = library_api(target.backend, machine.library.module)
+    found = load_api(target.backend, machine.installed.module)
     load_plugins(found, attached, f"engine for {target}")
     index = gpu.index_for(target, options.device)
     return found, max(index, 0)  # of no GPU here: TensorRT itself refuses it there
@@ -311,7 +311,7 @@ def load_plugins(found: Api, attached: Attached, what: str) -> None:
 
 
 @functools.cache
-def library_api(backend: str, module: str) -> Api:
+def load_api(backend: str, module: str) -> Api:
     """Import the library: TensorRT as builders use it, or its lean runtime."""
     from trtbuild.backends import trt_api  # noqa: PLC0415  reads no library, but its log does
 

@@ -133,7 +133,7 @@ def _plan_section(found: PlanFile) -> Section:
     untold = "not told by the header"
     facts = {
         "path": found.path,
-        "kind": f"{titles[header.library]} engine, not of this store",
+        "kind": f"{titles[header.product]} engine, not of this store",
         "version": header.version or f"{untold}: older than those that tell it",
         "architectures": ", ".join(header.archs) or f"{untold}: the GPU that it was built on",
         "size": size(found.bytes),

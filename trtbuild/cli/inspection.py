@@ -57,7 +57,7 @@ class PlanFile(Value, frozen=True):
     @property
     def damaged(self) -> bool:
         """Whether it is surely not whole; so old a header that has no version may not tell."""
-        may_tell = self.header.library != "tensorrt" or bool(self.header.version)
+        may_tell = self.header.product != "tensorrt" or bool(self.header.version)
         return may_tell and not self.whole
 
     @property
