@@ -256,13 +256,12 @@ def _summary(record: Record) -> dict[str, object]:
 
     value: dict[str, Any] = decode(record.value)
     layers = value.pop("layers", {}).get("layers", ())
+    kept = {name: each for name, each in value.items() if name not in ("recipe", "preimage")}
+    kept["layers"] = len(layers)
     manifest = _manifest(record)
-    named = (
-        {} if manifest is None else {"precision_achieved": manifest.layers.precision_achieved}
-    )
-    return {
-        name: each for name, each in value.items() if name not in ("recipe", "preimage")
-    } | {"layers": len(layers), **named}
+    if manifest is not None:
+        kept["precision_achieved"] = manifest.layers.precision_achieved
+    return kept
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

@@ -127,9 +127,9 @@ def write_model(proto: onnx.ModelProto, out: Path) -> None:
         OSError: the file cannot be written.
     """
     weights = {
-        index: tensor.raw_data
+        index: data
         for index, tensor in enumerate(proto.graph.initializer)
-        if tensor.HasField("raw_data") and len(tensor.raw_data) >= LARGE_BYTES
+        if len(data := tensor.raw_data) >= LARGE_BYTES  # each look at it is a copy
     }
     for index in weights:
         proto.graph.initializer[index].ClearField("raw_data")

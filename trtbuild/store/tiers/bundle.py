@@ -129,7 +129,8 @@ def read_bundle(
         sent = Progress(say, f"import from {path}", path.stat().st_size).add
         for kind, key in keys:
             try:
-                if not _brought(bundle, store, (kind, key), sent, say):
+                there = transfer.fetch_record(bundle, kind, key)
+                if there is None or not bring_build(bundle, store, there, sent, say):
                     raise TierError(f"{kind} record {key[:12]} is not whole in it: not used")
                 record = store.get(kind, key)
             except StoreError as error:
@@ -141,21 +142,6 @@ def read_bundle(
             if record is not None:
                 records.append(record)
         return records
-
-
-def _brought(
-    bundle: _Bundle,
-    store: Store,
-    name: tuple[str, str],
-    sent: Callable[[int], None],
-    say: Callable[[str], None],
-) -> bool:
-    record = transfer.fetch_record(bundle, *name)
-    if record is None:
-        return False
-    if record.kind == "engine":
-        return bring_build(bundle, store, record, sent, say)
-    return transfer.bring(bundle, store, record, sent)
 
 
 @dataclass(kw_only=True)

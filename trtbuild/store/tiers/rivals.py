@@ -66,7 +66,7 @@ def bring_build(
     sent: Callable[[int], None],
     say: Callable[[str], None],
 ) -> bool:
-    """Bring an engine that a user asked for; one that was built here of its key gives way.
+    """Bring a record that a user asked for; an engine that was built here of its key gives way.
 
     ``say`` is told that it does. Returns False where the tier lost a part of it.
 
@@ -75,7 +75,7 @@ def bring_build(
         TierError: the tier cannot tell, or what it sends is not to be used.
         StoreError: the store cannot be written.
     """
-    ours = store.get("engine", record.key)
+    ours = store.get("engine", record.key) if record.kind == "engine" else None
     if ours is None or _is_same(ours, record):
         return bring(tier, store, record, sent)
     former = ours.blob("engine").sha256
